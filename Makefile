@@ -1,0 +1,61 @@
+# One command on a fresh machine with Python 3.11+ and a C++ compiler; the first one builds the virtual environment.
+#
+#   make demo               pictures from the shipped weights, trained a little further under ZeRO-3 (no GPU needed)
+#   make demo-from-scratch  the same with every part trained from nothing
+#   make test               the tests;  make test-all adds the long matrices
+#   make lint               ruff, mypy, import order
+#
+# RAE_PYTHON=python3 uses that interpreter as it stands and installs nothing: for images that bring their own torch.
+
+VENV ?= .venv
+BASE_PYTHON ?= python3
+
+ifdef RAE_PYTHON
+PYTHON := $(RAE_PYTHON)
+READY :=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.installed
+endif
+
+PYTEST := $(PYTHON) -m pytest
+# One torch thread per pytest process: the tests are small and two workers share the cores.
+TEST_ENV := OMP_NUM_THREADS=1
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-from-scratch test test-all lint clean
+
+help:
+	@sed -n '/^#  /s/^#  *//p' Makefile
+
+demo: $(READY)
+	@RAE_PYTHON="$(PYTHON)" launchers/demo.sh
+
+demo-from-scratch: $(READY)
+	@RAE_PYTHON="$(PYTHON)" launchers/demo-from-scratch.sh
+
+test: $(READY)
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not long and not gpu"
+
+test-all: $(READY)
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS)
+
+lint: $(READY)
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+# pip's own resolver sees the pins and pyproject.toml's ranges together, so a pin outside its range fails here.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rae-scale needs Python 3.11 or newer, \
+	$(BASE_PYTHON) is " + sys.version.split()[0] + "; name another one: make BASE_PYTHON=python3.12")'
+	@echo "Installing the pinned requirements into $(VENV) (once, about 7 GB)"
+	@test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,79 @@
+"""Rules that hold between settings. Each problem is one line: setting, value, why it cannot be, and the fix."""
+
+from __future__ import annotations
+
+from rae_scale.config.schema import Config
+
+GROUPS_OF_STAGE = {
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "pretrain": ("llm", "dit"),
+    "finetune": ("llm", "dit"),
+}
+
+
+def check(config: Config) -> list[str]:
+    """Return every problem found; an empty list is a valid configuration."""
+    return [*check_batch(config), *check_groups(config), *check_engine(config), *check_steps(config)]
+
+
+def check_batch(config: Config) -> list[str]:
+    data, parallel = config.data, config.parallel
+    ranks = parallel.dp_replicate * parallel.dp_shard
+    if data.global_batch_size % ranks:
+        return [
+            f"data.global_batch_size={data.global_batch_size} does not divide by parallel.dp_replicate x dp_shard = "
+            f"{ranks} data-parallel ranks; choose a multiple of {ranks}"
+        ]
+    local = data.global_batch_size // ranks
+    if data.micro_batch_size and local % data.micro_batch_size:
+        return [
+            f"data.micro_batch_size={data.micro_batch_size} does not divide the {local} samples of each rank "
+            f"(data.global_batch_size={data.global_batch_size} over {ranks} ranks); choose a divisor of {local}"
+        ]
+    return []
+
+
+def check_groups(config: Config) -> list[str]:
+    wanted, given = GROUPS_OF_STAGE[config.stage], config.optim.groups
+    problems = [
+        f"optim.groups.{name} is missing: stage={config.stage} trains {', '.join(wanted)}; give it at least an lr"
+        for name in wanted
+        if name not in given
+    ]
+    problems += [
+        f"optim.groups.{name} is not trained by stage={config.stage}, which trains {', '.join(wanted)}; remove it"
+        for name in given
+        if name not in wanted
+    ]
+    return problems
+
+
+def check_engine(config: Config) -> list[str]:
+    problems = []
+    parallel = config.parallel
+    if config.engine.name == "eager" and parallel.world_size > 1:
+        problems.append(
+            f"engine.name=eager runs one process, but parallel asks for {parallel.world_size}; "
+            "use engine.name=zero or fsdp2, or set every parallel size to 1"
+        )
+    for axis in ("sp", "tp"):
+        size = getattr(parallel, axis)
+        if size > 1:
+            problems.append(f"parallel.{axis}={size} is not available yet: only data parallelism is; set it to 1")
+    if config.engine.name == "zero" and parallel.dp_replicate > 1:
+        problems.append(
+            f"parallel.dp_replicate={parallel.dp_replicate} with engine.name=zero: DeepSpeed shards over all "
+            "data-parallel ranks; set parallel.dp_replicate=1 and raise parallel.dp_shard, or use fsdp2"
+        )
+    return problems
+
+
+def check_steps(config: Config) -> list[str]:
+    low, high = config.sampler.guidance_interval
+    problems = []
+    if low >= high:
+        problems.append(f"sampler.guidance_interval=[{low}, {high}] is empty; the first time must be the smaller one")
+    if "{caption}" not in config.data.prompt_template:
+        problems.append(f"data.prompt_template={config.data.prompt_template!r} has no {{caption}} in it; add one")
+    return problems

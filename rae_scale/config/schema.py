@@ -1,0 +1,161 @@
+"""The typed configuration tree. Unknown keys are errors; each part of the system receives only its own section.
+
+Defaults are the paper's pre-training recipe (Scale-RAE, Table 8) wherever the paper gives a number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    """What this run is, how long it lasts and where it writes."""
+
+    dir: str = "runs/default"
+    seed: NonNegative = 0
+    max_steps: Positive = 30_000
+    save_every: NonNegative = Field(1000, description="steps between checkpoints; 0 saves only at the end")
+    keep_last: Positive = Field(2, description="how many checkpoints stay on disk")
+    log_every: Positive = 1
+    sample_every: NonNegative = Field(0, description="steps between grids of `sample_prompts`; 0 is never")
+    sample_prompts: tuple[str, ...] = ()
+    resume: Literal["auto", "never"] = Field("auto", description="auto: continue from the newest checkpoint in `dir`")
+    init_from: str | None = Field(None, description="checkpoint or exported weights to start from (weights only)")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = True
+
+
+class LLMConfig(Section):
+    """The conditioner: a Qwen2 language model with learned queries (paper section 3.1)."""
+
+    name: str = Field("qwen2.5-1.5b", description="a named LLM (`rae-scale model list`)")
+    path: str | None = Field(None, description="folder or hub id of weights; null starts from random weights")
+    tokenizer: str | None = Field(None, description="folder or hub id; null takes it from `path`")
+    train: bool = True
+    mask: Literal["causal", "query-block"] = "causal"
+    connector: Literal["linear", "mlp"] = "linear"
+
+
+class EncoderConfig(Section):
+    """The frozen encoder whose latents are generated."""
+
+    name: str = Field("siglip2-so400m", description="siglip2-so400m | webssl-l | flux-vae | siglip-tiny")
+    path: str | None = Field(None, description="folder or hub id of weights; null starts from random weights")
+
+
+class DecoderConfig(Section):
+    name: str = Field("vit-xl", description="vit-b | vit-l | vit-xl | vit-tiny")
+    path: str | None = Field(None, description="folder of weights; null leaves latents undecoded")
+
+
+class ModelConfig(Section):
+    name: str = Field("dit-2.4b", description="a named DiT (`rae-scale model list`)")
+    qk_norm: bool = False
+    class_dropout_prob: Fraction = Field(0.1, description="chance that a sample's condition becomes the null vector")
+    llm: LLMConfig = LLMConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+
+class FlowConfig(Section):
+    """Flow matching (paper sections 3.1 and 3.2)."""
+
+    time: Literal["logit_normal", "uniform"] = "logit_normal"
+    base_dim: Positive = Field(4096, description="n of the shift alpha = sqrt(m / n)")
+    shift: float | None = Field(None, gt=0, description="alpha itself; null derives it from the latent's dimension")
+    flow_weight: float = Field(2.0, ge=0, description="flow loss weight beside the text loss")
+    text_weight: float = Field(1.0, ge=0)
+
+
+class SamplerConfig(Section):
+    method: Literal["euler", "heun"] = "euler"
+    steps: Positive = 50
+    grid: Literal["clean", "compat"] = Field("clean", description="compat: the official release's grid and extra step")
+    guidance: float = Field(1.0, ge=0)
+    guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="times t in which guidance acts")
+
+
+class LossConfig(Section):
+    """Weights of the `decoder` and `encoder` stages (paper section 2; the demo's encoder)."""
+
+    l1: float = Field(1.0, ge=0)
+    contrastive: float = Field(1.0, ge=0, description="encoder stage: sigmoid loss between image and caption")
+    dense: float = Field(1.0, ge=0, description="encoder stage: per-token pixel regression, keeps tokens local")
+
+
+class SourceConfig(Section):
+    path: str = Field(description="folder of MDS shards (holds index.json)")
+    weight: float = Field(1.0, gt=0)
+
+
+class DataConfig(Section):
+    sources: tuple[SourceConfig, ...] = ()
+    global_batch_size: Positive = 2048
+    micro_batch_size: Positive | None = Field(None, description="samples per rank and forward; null is one micro-step")
+    max_seq_len: Positive = 512
+    prompt_template: str = Field("Generate an image of {caption}", description="human turn of a captioned image")
+    num_workers: NonNegative = 2
+    max_bad_fraction: Fraction = Field(0.01, description="stop when more samples than this could not be read")
+    max_pixels: Positive = Field(89_478_485, description="images with more pixels are refused before decoding")
+
+
+class GroupConfig(Section):
+    lr: float = Field(gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class OptimConfig(Section):
+    groups: dict[str, GroupConfig] = {
+        "llm": GroupConfig(lr=5e-5, betas=(0.9, 0.999)),
+        "dit": GroupConfig(lr=5e-4, betas=(0.9, 0.95)),
+    }
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: Fraction = 0.0134
+    min_lr_ratio: Fraction = 0.0
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
+
+
+class EngineConfig(Section):
+    name: Literal["eager", "zero", "fsdp2"] = "eager"
+    zero_stage: Literal[1, 2, 3] = 3
+    precision: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: Literal["none", "full"] = "none"
+
+
+class ParallelConfig(Section):
+    """Mesh sizes, slowest to fastest axis. Their product is the number of processes."""
+
+    dp_replicate: Positive = 1
+    dp_shard: Positive = 1
+    sp: Positive = 1
+    tp: Positive = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.dp_replicate * self.dp_shard * self.sp * self.tp
+
+
+class Config(Section):
+    stage: Literal["encoder", "decoder", "pretrain", "finetune"] = "pretrain"
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    flow: FlowConfig = FlowConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    parallel: ParallelConfig = ParallelConfig()

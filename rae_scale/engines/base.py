@@ -1,0 +1,103 @@
+"""What the training loop and the checkpoints know of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema"]
+"""What is known of a parameter: its float32 weight, AdamW's two moments, the moving average of the weight."""
+
+Read = Callable[[Kind, str, int, int], Tensor | None]
+"""(kind, parameter name, start, stop) -> float32 [stop - start], a range of the row-major tensor; None: not there."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """grad_norm, group_norms: before clipping, of the gradient summed over micro-steps and ranks.
+    skipped: gradients were not finite, so nothing was changed; the norms say what they were.
+    """
+
+    grad_norm: float
+    group_norms: dict[str, float]
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of one tensor: elements `start` to `stop` of the row-major logical tensor of `shape`.
+
+    tensor: [stop - start], sharing the engine's memory until the next step; float32, but bfloat16 where an engine keeps
+    a frozen parameter in that.
+    """
+
+    kind: Kind
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+class Engine(Protocol):
+    """Owns a module's weights, gradients and optimizer state, split over processes in its own way.
+
+    One step is: forward through `module` and `backward` for each micro-batch, then `step`, or `discard` to give up.
+    All ranks call the same methods in the same order.
+    """
+
+    module: nn.Module
+    """Call it for the forward pass. Its parameters are the engine's business: they may be shards, or absent."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Name and logical shape of every parameter, frozen ones included; equal on all ranks."""
+
+    @property
+    def optimizer_step(self) -> int:
+        """How many updates were made. Skipped steps do not count."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision that forward runs in."""
+        ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients. `loss` is this rank's share of the global sum: gradients are summed, not averaged, over
+        micro-steps and data-parallel ranks. `last`: no further micro-step follows in this step."""
+        ...
+
+    def step(self, lrs: Mapping[str, float]) -> StepResult:
+        """Clip to the global norm, update each group with its learning rate, update the moving average."""
+        ...
+
+    def discard(self) -> None:
+        """Drop what was accumulated since the last step; parameters, moments and moving average stay bitwise."""
+        ...
+
+    def pieces(self) -> Iterator[Piece]:
+        """What this rank is to save: over all ranks, each element of each tensor exactly once."""
+        ...
+
+    def load_pieces(self, read: Read, optimizer_step: int) -> None:
+        """Replace the state. Where `read` returns None, moments start at 0 and the moving average at the weights.
+
+        Raises:
+            ValueError: `read` has no weight for a parameter.
+        """
+        ...
+
+    def using_ema(self) -> AbstractContextManager[None]:
+        """For evaluation without gradients: the weights are their moving average inside, and bitwise themselves after.
+
+        Parts of `module` may be called by themselves inside, which sharded engines allow nowhere else. Without a
+        moving average the weights stay what they are. Do not step, save or load inside.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the engine made. Neither it nor its module can be used afterwards."""
+        ...

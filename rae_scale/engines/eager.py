@@ -1,0 +1,52 @@
+"""One process and the plain module: the reference that the sharded engines are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rae_scale.config.schema import EngineConfig, OptimConfig
+from rae_scale.engines.local import LocalEngine
+from rae_scale.engines.shards import Shard
+
+
+class EagerEngine(LocalEngine):
+    """float32 weights; bf16 precision is autocast over them."""
+
+    def __init__(
+        self,
+        cfg: EngineConfig,
+        optim: OptimConfig,
+        module: nn.Module,
+        group_of: Callable[[str], str],
+        device: torch.device,
+    ) -> None:
+        super().__init__(cfg, optim, module, device)
+        self._attach(cfg, optim, module.to(device), group_of)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def discard(self) -> None:
+        self._forget_gradients()
+
+    def close(self) -> None:
+        self._forget_gradients()
+
+    @property
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        return None
+
+    def _publish(self) -> None:
+        """The shards are the module's own memory."""
+
+    def _local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _shard(self, name: str, parameter: nn.Parameter, group: str | None) -> Shard:
+        numel = parameter.numel()
+        weight = parameter.detach().view(-1)
+        return Shard(name, tuple(parameter.shape), 0, numel, group, (0, numel), {"weight": weight})

@@ -1,0 +1,123 @@
+"""What all engines do alike once their layout is described as shards."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rae_scale.config.schema import EngineConfig, OptimConfig
+from rae_scale.engines.base import Piece, Read, StepResult
+from rae_scale.engines.gradients import clip, group_norms, total_norm
+from rae_scale.engines.optimizer import set_learning_rates, set_step
+from rae_scale.engines.shards import Shard, add_ema, exchange_ema, update_ema
+
+
+class ShardedEngine(ABC):
+    """The `Engine` protocol over `shards`. A subclass sets `module`, `optimizer`, `shards`, then calls `_ready`."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    shards: list[Shard]
+
+    def __init__(self, cfg: EngineConfig, optim: OptimConfig, module: nn.Module, device: torch.device) -> None:
+        self.device = device
+        self.precision = cfg.precision
+        self.max_grad_norm = optim.max_grad_norm
+        self.ema_decay = optim.ema_decay
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        self._optimizer_step = 0
+
+    def _ready(self) -> None:
+        if self.ema_decay is not None:
+            add_ema(self.shards)
+
+    @abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None: ...
+
+    @abstractmethod
+    def discard(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _gradients(self) -> dict[str, list[Tensor]]:
+        """This rank's parts of the accumulated gradient by optimizer group, in the memory that `_update` reads."""
+
+    @abstractmethod
+    def _update(self) -> None:
+        """One optimizer step with the gradients, which are gone afterwards; the module computes with the result."""
+
+    @abstractmethod
+    def _publish(self) -> None:
+        """Let the module compute with what was written into the shards."""
+
+    @property
+    @abstractmethod
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        """The ranks whose `_gradients` together are the whole gradient, each element once."""
+
+    @property
+    def optimizer_step(self) -> int:
+        return self._optimizer_step
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def step(self, lrs: Mapping[str, float]) -> StepResult:
+        gradients = self._gradients()
+        norms = group_norms(gradients, self._norm_group, self.device)
+        norm = total_norm(norms)
+        if not math.isfinite(norm):
+            self.discard()
+            return StepResult(norm, norms, skipped=True)
+        clip(gradients, norm, self.max_grad_norm)
+        set_learning_rates(self.optimizer, lrs)
+        self._update()
+        self._optimizer_step += 1
+        if self.ema_decay is not None:
+            update_ema(self.shards, self.ema_decay)
+        return StepResult(norm, norms, skipped=False)
+
+    def pieces(self) -> Iterator[Piece]:
+        for shard in self.shards:
+            yield from shard.pieces()
+
+    @torch.no_grad()
+    def load_pieces(self, read: Read, optimizer_step: int) -> None:
+        for shard in self.shards:
+            weight = read("weight", shard.name, shard.start, shard.stop)
+            if weight is None:
+                raise ValueError(f"there is no weight for parameter {shard.name}: load a checkpoint of this model")
+            for kind, tensor in shard.tensors.items():
+                found = weight if kind == "weight" else read(kind, shard.name, shard.start, shard.stop)
+                if found is not None:
+                    tensor.copy_(found)
+                elif kind == "ema":
+                    tensor.copy_(weight)
+                else:
+                    tensor.zero_()
+        set_step(self.optimizer, optimizer_step)
+        self._optimizer_step = optimizer_step
+        self.discard()
+        self._publish()
+
+    @contextlib.contextmanager
+    def using_ema(self) -> Iterator[None]:
+        self._exchange_ema()
+        try:
+            yield
+        finally:
+            self._exchange_ema()
+
+    def _exchange_ema(self) -> None:
+        if self.ema_decay is not None:
+            exchange_ema(self.shards)
+            self._publish()

@@ -1,0 +1,128 @@
+"""DeepSpeed ZeRO, stages 1 to 3. DeepSpeed shards, gathers and reduces; everything that decides is ours.
+
+Precision bf16 means autocast in every stage, with float32 weights, moments and gradient reduction. Stages 1 and 2 keep
+the whole model in float32 on each rank. Stage 3 keeps and gathers bfloat16 parts beside the float32 ones that AdamW
+updates, which halves what it sends; frozen parameters then exist in bfloat16 only.
+
+Accumulation: stage 1 reduces once per step, stages 2 and 3 in every micro-step, since they keep no whole gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rae_scale.config.schema import EngineConfig, OptimConfig
+from rae_scale.engines.deepspeed_setup import deepspeed_config, import_deepspeed
+from rae_scale.engines.optimizer import adamw, group_parameters
+from rae_scale.engines.sharded import ShardedEngine
+from rae_scale.engines.zero_layout import describe, gradients_of
+from rae_scale.parallel.mesh import Mesh, one_process_group
+from rae_scale.parallel.mpu import MpuView
+
+
+class ZeroEngine(ShardedEngine):
+    """DeepSpeed's engine under our protocol."""
+
+    def __init__(
+        self,
+        cfg: EngineConfig,
+        optim: OptimConfig,
+        module: nn.Module,
+        group_of: Callable[[str], str],
+        mesh: Mesh,
+        device: torch.device,
+    ) -> None:
+        super().__init__(cfg, optim, module, device)
+        self.stage = cfg.zero_stage
+        self._functional_linear = nn.functional.linear
+        self._made_process_group = one_process_group(device)
+        self._deepspeed = import_deepspeed(device)
+        mpu = MpuView(mesh)
+        self._group = mpu.get_data_parallel_group()
+
+        groups = group_parameters(module, group_of, optim)
+        named = dict(module.named_parameters())
+        rounded = cfg.precision == "bf16" and self.stage == 3
+        initial = {name: parameter.detach() for name, parameter in named.items()} if rounded else {}
+        # DeepSpeed turns autocast off around the module unless it manages it, and then reduces gradients in bfloat16.
+        module.forward = functools.partial(self._forward, module.forward)
+        trainable = sum(parameter.numel() for members in groups.values() for _, parameter in members)
+        self.module, *_ = self._deepspeed.initialize(
+            model=module,
+            optimizer=adamw({group: [p for _, p in members] for group, members in groups.items()}, optim),
+            config=deepspeed_config(self.stage, cfg.precision, trainable),
+            mpu=mpu,
+        )
+        self._zero = self.module.optimizer
+        self.optimizer = self._zero.optimizer
+        self.shards = describe(self._zero, self.stage, named, self._group)
+        if rounded:
+            self._set_masters(initial)
+        self._ready()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.module.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over the ranks; ours is a sum.
+        self.module.backward(loss * dist.get_world_size(self._group))
+
+    def discard(self) -> None:
+        self._zero.zero_grad()
+        self._forget_reduced()
+
+    def close(self) -> None:
+        self.module.destroy()
+        # Stage 3 replaces it for the whole process, by one that keeps no gathered weight for backward.
+        nn.functional.linear = self._functional_linear
+        if self._made_process_group:
+            self._deepspeed.comm.destroy_process_group()
+
+    def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.autocast():
+            return forward(*args, **kwargs)
+
+    @torch.no_grad()
+    def _set_masters(self, initial: dict[str, Tensor]) -> None:
+        """Start from the module's float32 weights, not from their bfloat16 roundings."""
+        for shard in self.shards:
+            if shard.group is not None:
+                shard.weight.copy_(initial[shard.name].view(-1)[shard.start : shard.stop])
+
+    @property
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        return self._group
+
+    def _gradients(self) -> dict[str, list[Tensor]]:
+        return gradients_of(self._zero, self.stage)
+
+    def _update(self) -> None:
+        self.module.step()
+        self._forget_reduced()
+
+    def _forget_reduced(self) -> None:
+        zero = self._zero
+        if self.stage == 3:
+            zero.averaged_gradients = {}
+            # A parameter that gets no gradient in the next step would be updated with this step's otherwise.
+            zero.grad_partitions_flat_buffer.zero_()
+            return
+        for index in zero.averaged_gradients:
+            zero.averaged_gradients[index] = None
+            zero.all_grad_tensors[index] = None
+
+    def _publish(self) -> None:
+        zero = self._zero
+        if self.stage < 3:
+            zero.update_lp_params()
+            return
+        zero._partition_all_parameters()
+        for index in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(index)
+        # Small parameters stay gathered on every rank.
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -1,0 +1,1 @@
+"""Evaluation: scores of generated pictures, each with its interval, floor and ceiling."""

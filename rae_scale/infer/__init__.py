@@ -1,0 +1,1 @@
+"""Pictures from trained models: text to image, reconstruction, labelled grids."""

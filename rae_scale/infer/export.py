@@ -1,0 +1,48 @@
+"""Weights out of a checkpoint, in the form in which the settings that take them expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rae_scale.config.schema import EncoderConfig
+from rae_scale.infer.load import STATE_KIND, Weights, find_checkpoint, stored_config
+from rae_scale.models.encoders import build_encoder
+from rae_scale.models.encoders.siglip_demo import SiglipDemoEncoder
+from rae_scale.state import CheckpointError, export_weights, read_weights
+from rae_scale.train.parts import load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VISION = "vision."  # the part of stage `encoder` that outlives it; the rest only trains it
+
+
+def export(
+    path: str | Path,
+    out: str | Path,
+    *,
+    weights: Weights = None,
+    dtype: str = "float32",
+    prefixes: Sequence[str] | None = None,
+) -> Path:
+    """Write the weights of a checkpoint (or of a run's newest) to the new folder `out` and return it.
+
+    Stages `pretrain`, `finetune`: for `run.init_from` and `rae-scale sample`. Stage `decoder`: for
+    `model.decoder.path`. Stage `encoder`: the vision part alone, float32, for `model.encoder.path`.
+    prefixes: only the tensors whose names begin with one of these.
+
+    Raises:
+        ValueError: there is no checkpoint, it is damaged or lacks what is asked for, or `out` exists.
+    """
+    checkpoint, out = find_checkpoint(path), Path(out)
+    config = stored_config(checkpoint)
+    if config.stage != "encoder":
+        return export_weights(checkpoint, out, STATE_KIND[weights], prefixes, DTYPES[dtype])
+    if out.exists():
+        raise CheckpointError(f"{out} exists; export into a new folder, or remove that one first")
+    encoder = build_encoder(EncoderConfig(name=config.model.encoder.name))
+    assert isinstance(encoder, SiglipDemoEncoder), "stage encoder trains no other"
+    load_weights(encoder, read_weights(checkpoint, STATE_KIND[weights], VISION), str(checkpoint))
+    encoder.save_pretrained(out)
+    return out

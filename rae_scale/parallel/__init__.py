@@ -1,0 +1,13 @@
+"""Process groups and what is applied to a model from outside: no model file knows of it."""
+
+from rae_scale.parallel.checkpointing import apply_activation_checkpointing, blocks_of
+from rae_scale.parallel.mesh import Mesh, build_mesh, init_distributed, shutdown_distributed
+
+__all__ = [
+    "Mesh",
+    "apply_activation_checkpointing",
+    "blocks_of",
+    "build_mesh",
+    "init_distributed",
+    "shutdown_distributed",
+]

@@ -1,0 +1,17 @@
+"""Checkpoints that any engine writes and any engine reads, and the weights in them."""
+
+from rae_scale.state.export import export_weights
+from rae_scale.state.format import CheckpointError
+from rae_scale.state.load import latest_checkpoint, load_checkpoint, read_state
+from rae_scale.state.save import save_checkpoint
+from rae_scale.state.weights import read_weights
+
+__all__ = [
+    "CheckpointError",
+    "export_weights",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "read_weights",
+    "save_checkpoint",
+]

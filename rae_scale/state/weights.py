@@ -1,0 +1,74 @@
+"""Weights for one process, out of a checkpoint or an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from safetensors import safe_open
+from torch import Tensor
+
+from rae_scale.engines.base import Kind
+from rae_scale.state.format import EXPORTED, INDEX, CheckpointError, Index, read_index
+from rae_scale.state.load import check_files
+from rae_scale.state.read import PieceReader
+
+WeightKind = Literal["ema", "weight"]
+
+
+def read_weights(path: str | Path, kind: WeightKind | None = None, prefix: str | None = None) -> dict[str, Tensor]:
+    """The tensors by name: float32 from a checkpoint, as stored from an exported folder.
+
+    kind: "ema" for the moving average (a frozen parameter's weight is its own average), "weight" for the raw weights;
+    None takes the average if the run kept one. An exported folder has one kind, which was chosen when it was exported.
+    prefix: only the names that begin with it, which is cut off: prefix="dit." gives a state dict for the DiT.
+
+    Raises:
+        CheckpointError: files are missing or damaged, there is no moving average to take, or no name has the prefix.
+    """
+    folder = Path(path)
+    check_files(folder)
+    read = read_checkpoint if (folder / INDEX).is_file() else read_exported
+    tensors = dict(read(folder, kind, prefix or ""))
+    if not tensors:
+        raise CheckpointError(f"{folder}: no tensor's name begins with {prefix!r}")
+    return tensors
+
+
+def read_checkpoint(folder: Path, kind: WeightKind | None, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    index = read_index(folder)
+    with PieceReader(folder, index) as reader:
+        for name in index:
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix), read_whole(reader, source_kind(folder, index, name, kind), name)
+
+
+def read_exported(folder: Path, kind: WeightKind | None, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(folder / EXPORTED, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix), file.get_tensor(name)
+
+
+def read_whole(reader: PieceReader, kind: Kind, name: str) -> Tensor:
+    entry = reader.index[name]
+    tensor = reader.read(kind, name, 0, entry.numel)
+    assert tensor is not None, f"{name} has no {kind}"
+    return tensor.view(entry.shape)
+
+
+def has_ema(index: Index) -> bool:
+    return any("ema" in entry.ranges for entry in index.values())
+
+
+def source_kind(folder: Path, index: Index, name: str, kind: WeightKind | None) -> Kind:
+    """Under which kind the wanted one of a tensor is stored."""
+    if kind != "weight" and "ema" in index[name].ranges:
+        return "ema"
+    if kind == "ema" and not has_ema(index):
+        raise CheckpointError(
+            f"{folder} has no moving average of the weights: optim.ema_decay was not set in that run; ask for the raw "
+            "weights (kind='weight')"
+        )
+    return "weight"

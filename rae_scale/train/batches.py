@@ -1,0 +1,92 @@
+"""From decoded samples to batches, in the loader's workers: what each stage wants of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from rae_scale.data.chat import ChatTokenizer, TokenizedSample
+from rae_scale.data.collate import Batch, collate
+from rae_scale.data.record import DecodedSample
+from rae_scale.data.transforms import to_float
+
+NO_TEXT = TokenizedSample([], [], answer_start=-1, user_start=-1)
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    tokens: TokenizedSample
+    pixels: Tensor | None
+    """float32 [3, S, S] in [0, 1]."""
+    sample_index: int
+    sample_id: str
+    caption: str
+
+
+class BatchMaker(Protocol):
+    """Picklable, for workers. `prepare` raises ValueError for a sample that the stage cannot use."""
+
+    image_size: int
+
+    def prepare(self, decoded: DecodedSample) -> PreparedSample: ...
+
+    def collate(self, samples: Sequence[PreparedSample]) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class ConversationBatches:
+    """Conversations as token sequences, with or without an image (stages `pretrain` and `finetune`)."""
+
+    chat: ChatTokenizer
+    prompt_template: str
+    image_size: int
+
+    def prepare(self, decoded: DecodedSample) -> PreparedSample:
+        turns = decoded.sample.conversation(self.prompt_template)
+        return prepared(decoded, self.chat.encode(turns, has_image=decoded.pixels is not None))
+
+    def collate(self, samples: Sequence[PreparedSample]) -> Batch:
+        return stack(samples, self.image_size, self.chat.tokenizer.pad_token_id)
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Images, and if `captioned` their captions as text: no conversation, no tokens (stages `encoder`, `decoder`)."""
+
+    image_size: int
+    captioned: bool
+
+    def prepare(self, decoded: DecodedSample) -> PreparedSample:
+        if decoded.pixels is None:
+            raise ValueError("the sample has no image, which this stage needs")
+        if self.captioned and not decoded.sample.captions:
+            raise ValueError("the sample has no caption, which this stage needs")
+        return prepared(decoded, NO_TEXT)
+
+    def collate(self, samples: Sequence[PreparedSample]) -> Batch:
+        return stack(samples, self.image_size, pad_id=0)
+
+
+def prepared(decoded: DecodedSample, tokens: TokenizedSample) -> PreparedSample:
+    return PreparedSample(
+        tokens=tokens,
+        pixels=None if decoded.pixels is None else to_float(decoded.pixels),
+        sample_index=decoded.sample_index,
+        sample_id=decoded.sample_id,
+        caption=next(iter(decoded.sample.captions), ""),
+    )
+
+
+def stack(samples: Sequence[PreparedSample], image_size: int, pad_id: int) -> Batch:
+    return collate(
+        [sample.tokens for sample in samples],
+        [sample.pixels for sample in samples],
+        image_size=image_size,
+        pad_id=pad_id,
+        sample_index=[sample.sample_index for sample in samples],
+        sample_ids=[sample.sample_id for sample in samples],
+        captions=[sample.caption for sample in samples],
+    )

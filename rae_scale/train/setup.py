@@ -1,0 +1,151 @@
+"""From configuration to a run that is ready for its next step, new or resumed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rae_scale.config import Config
+from rae_scale.config.paths import resolve_paths
+from rae_scale.data.loader import build_loader
+from rae_scale.engines import build_engine
+from rae_scale.parallel import Mesh, build_mesh, init_distributed, shutdown_distributed
+from rae_scale.state import latest_checkpoint, load_checkpoint, read_weights
+from rae_scale.train.batches import ConversationBatches
+from rae_scale.train.callbacks import Callback, Checkpoints, MetricsLog, ProgressLine, Samples, TensorBoard
+from rae_scale.train.loop import Run, run_loop
+from rae_scale.train.parts import Parts, build_decode, build_parts, load_weights
+from rae_scale.train.provenance import save_provenance
+from rae_scale.train.resume import check_identity, identity
+from rae_scale.train.sampling import prompt_batch
+from rae_scale.train.stages import GenerationStage
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config) -> None:
+    """Run the training that `config` describes, to its end or to a signal; go on where its folder's checkpoints end.
+
+    Every process of the run calls this with the same configuration; a single one needs no launcher.
+
+    Raises:
+        ValueError: settings, data or a checkpoint that cannot be used. What an earlier run wrote is as it was then.
+    """
+    device = init_distributed(config.parallel, config.run.device)
+    try:
+        mesh = build_mesh(config.parallel, device)
+        configure_logging(mesh)
+        run = build_run(config, mesh)
+        try:
+            with run.stop:
+                run_loop(run)
+        finally:
+            run.batches.close()
+            run.engine.close()
+    finally:
+        shutdown_distributed()
+
+
+def configure_logging(mesh: Mesh) -> None:
+    """Progress from the main rank, warnings from all, unless the application has set up logging itself."""
+    rank = f" rank {mesh.rank}" if mesh.world_size > 1 else ""
+    logging.basicConfig(format=f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("rae_scale").setLevel(logging.INFO if mesh.is_main else logging.WARNING)
+
+
+def build_run(config: Config, mesh: Mesh) -> Run:
+    """Build everything, in the order in which mistakes are cheapest to find."""
+    resolved = resolve_paths(config)
+    folder = Path(config.run.dir)
+    own_identity = identity(resolved)
+    checkpoint = checkpoint_to_resume(config, folder)
+    if checkpoint is not None:
+        check_identity(checkpoint, own_identity)
+    parts = build_parts(resolved, mesh.device)
+    if checkpoint is None and resolved.run.init_from is not None:
+        init_weights(parts.stage.module, resolved.run.init_from)
+    saved = {"identity": own_identity, "config": config.model_dump(mode="json")}
+    callbacks = build_callbacks(resolved, folder, parts, saved, mesh)
+    engine = build_engine(config.engine, config.optim, parts.stage.module, parts.stage.group_of, mesh, mesh.device)
+    step = skipped = 0
+    if checkpoint is not None:
+        state = load_checkpoint(checkpoint, engine, mesh)
+        step, skipped = state["step"], state["skipped"]
+        logger.info("resumed %s: %d of %d steps are done", checkpoint, step, config.run.max_steps)
+    batches = build_loader(
+        resolved.data,
+        seed=config.run.seed,
+        image_size=parts.batches.image_size,
+        prepare=parts.batches.prepare,
+        collate=parts.batches.collate,
+        quarantine_path=folder / "quarantine.jsonl",
+        dp_rank=mesh.dp_rank,
+        dp_world=mesh.dp_world,
+        start_step=step,
+    )
+    if mesh.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_provenance(folder, config)
+    return Run(
+        config=config,
+        folder=folder,
+        mesh=mesh,
+        device=mesh.device,
+        stage=parts.stage,
+        engine=engine,
+        batches=batches,
+        callbacks=callbacks,
+        step=step,
+        skipped=skipped,
+    )
+
+
+def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
+    """The newest checkpoint in the run's folder, None if it is new."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None and config.run.resume == "never":
+        raise ValueError(
+            f"run.resume=never, but run.dir={config.run.dir!r} holds {checkpoint.name}, which a new run would replace; "
+            "choose another run.dir, or run.resume=auto to continue it"
+        )
+    return checkpoint
+
+
+def init_weights(module: nn.Module, origin: str) -> None:
+    """Begin from the raw weights of a checkpoint, of a run's newest one, or from exported weights of either kind."""
+    source = latest_checkpoint(origin) or Path(origin)
+    load_weights(module, read_weights(source, kind="weight"), f"run.init_from={origin!r}")
+    logger.info("begin from the weights of %s", source)
+
+
+def build_callbacks(config: Config, folder: Path, parts: Parts, saved: dict[str, Any], mesh: Mesh) -> list[Callback]:
+    """In the order in which they run: a step is logged before it is saved."""
+    run = config.run
+    callbacks: list[Callback] = [MetricsLog(folder / "metrics.jsonl"), ProgressLine(run.log_every)]
+    if run.tensorboard:
+        callbacks.append(TensorBoard(folder / "tensorboard", run.log_every))
+    samples = build_samples(config, folder, parts, mesh.device)
+    if samples is not None:
+        callbacks.append(samples)
+    callbacks.append(Checkpoints(saved))
+    return [callback for callback in callbacks if mesh.is_main or not callback.main_only]
+
+
+def build_samples(config: Config, folder: Path, parts: Parts, device: torch.device) -> Samples | None:
+    """Sample pictures, if they are asked for, the stage generates, and there is a decoder to see them with."""
+    run, stage, batches = config.run, parts.stage, parts.batches
+    if not run.sample_every or not run.sample_prompts:
+        return None
+    if not isinstance(stage, GenerationStage) or not isinstance(batches, ConversationBatches):
+        logger.warning("run.sample_every=%d is ignored: stage=%s generates no pictures", run.sample_every, config.stage)
+        return None
+    decode = build_decode(config, stage.encoder, device)
+    if decode is None:
+        logger.warning("no sample pictures: model.decoder.path is not set, so latents cannot be decoded")
+        return None
+    prompts = prompt_batch(batches.chat, run.sample_prompts, config.data.prompt_template, batches.image_size)
+    return Samples(folder / "samples", prompts, stage, decode, config.sampler, run.sample_every)

@@ -1,0 +1,142 @@
+"""Stages `pretrain` and `finetune`: text and flow losses of the whole model (paper section 3.1 and appendix A)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rae_scale.config.schema import FlowConfig
+from rae_scale.data.collate import Batch
+from rae_scale.flow import (
+    drop_mask,
+    flow_loss,
+    interpolate,
+    resolve_alpha,
+    sample_time,
+    training_noise,
+    velocity_target,
+)
+from rae_scale.models.composite import ScaleRAE, group_of
+from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.encoders import FrozenEncoder
+from rae_scale.models.flops import Cost, dit_cost, encoder_cost, linear, llm_cost
+from rae_scale.train.stages.base import LossOutput, Totals
+
+TIMESTEP_BINS = 5  # of equal width; a rising loss near t = 1 (prompt ignored) or t = 0 (detail lost) hides in the mean
+
+
+@dataclass(frozen=True)
+class FlowInputs:
+    """A batch with its place on the path; all [B, ...] on the training device."""
+
+    batch: Batch
+    features: Tensor
+    """[B, T, C] clean encoder tokens, float32."""
+    noise: Tensor
+    """[B, T, C] eps, float32."""
+    t: Tensor
+    """[B] times, 1 is noise."""
+    drop: Tensor
+    """bool [B], the condition becomes the null vector."""
+
+    @property
+    def has_answer(self) -> Tensor:
+        return self.batch.answer_start >= 0
+
+
+class GenerationStage:
+    """loss = text_weight * (sum CE / labelled tokens) + flow_weight * (sum flow loss / answer images).
+
+    Both divisors are global: they count the tokens and images of the whole step, on all ranks.
+    """
+
+    def __init__(self, model: ScaleRAE, encoder: FrozenEncoder, flow: FlowConfig, *, seed: int) -> None:
+        self.module: ScaleRAE = model
+        self.encoder = encoder
+        self.flow = flow
+        self.seed = seed
+        self.alpha = resolve_alpha(flow, encoder.num_tokens * encoder.channels)
+        self.drop_prob = model.dit.cfg.class_dropout_prob
+        self.llm_trains = any(parameter.requires_grad for parameter in model.conditioner.llm.parameters())
+
+    def group_of(self, parameter_name: str) -> str:
+        return group_of(parameter_name)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {
+            "labelled_tokens": float((batch.labels[:, 1:] != IGNORE_LABEL).sum()),
+            "answer_images": float((batch.answer_start >= 0).sum()),
+        }
+
+    def prepare(self, batch: Batch, step: int) -> FlowInputs:
+        """Encode the images once: a sample's one image is either what the LLM reads or what the DiT generates."""
+        features = self.encoder(batch.pixels).float()
+        index = batch.sample_index
+        return FlowInputs(
+            batch=batch,
+            features=features,
+            noise=training_noise(self.seed, step, index, tuple(features.shape[1:])),
+            t=sample_time(self.flow, self.seed, step, index, self.alpha),
+            drop=drop_mask(self.seed, step, index, self.drop_prob),
+        )
+
+    def loss(self, module: nn.Module, inputs: FlowInputs, totals: Totals) -> LossOutput:
+        batch = inputs.batch
+        output = module(
+            input_ids=batch.input_ids,
+            labels=batch.labels,
+            attention_mask=batch.attention_mask,
+            answer_start=batch.answer_start,
+            user_start=batch.user_start,
+            user_features=inputs.features,
+            x_t=interpolate(inputs.features, inputs.noise, inputs.t),
+            t=inputs.t,
+            drop=inputs.drop,
+        )
+        answered = inputs.has_answer.float()
+        target = velocity_target(inputs.features, inputs.noise)
+        flow = flow_loss(output.velocity, target, answered)
+        # A step without any labelled token (or answer image) has a sum of 0 to divide: by 1, not by 0.
+        tokens, images = max(1.0, totals["labelled_tokens"]), max(1.0, totals["answer_images"])
+        text_share = self.flow.text_weight * output.text_loss_sum / tokens
+        flow_share = self.flow.flow_weight * flow.sum() / images
+        own = self.counts(batch)
+        sums: dict[str, tuple[Tensor | float, Tensor | float]] = {
+            "loss_text": (output.text_loss_sum, own["labelled_tokens"]),
+            "loss_flow": (flow.sum(), answered.sum()),
+            **by_timestep(flow.detach(), inputs.t, answered),
+        }
+        # Text loss is known per batch only: if it is not finite, every sample of the batch is named.
+        return LossOutput(text_share + flow_share, (flow + output.text_loss_sum).detach(), sums)
+
+    def flops(self, batch: Batch) -> float:
+        """Padding counts as nothing, nor does the DiT where no image is generated: both are waste, not progress."""
+        lengths = batch.attention_mask.sum(dim=1, dtype=torch.float64)
+        counts = self.counts(batch)
+        images, answers = float(batch.has_image.sum()), counts["answer_images"]
+        llm = llm_cost(
+            self.module.conditioner.llm.config,
+            float(lengths.sum()),
+            float(lengths.square().sum()),
+            counts["labelled_tokens"],
+        )
+        hidden, dit = self.module.conditioner.llm.config.hidden_size, self.module.dit.cfg
+        tokens, channels = self.encoder.num_tokens, self.encoder.channels
+        projector = linear(tokens, channels, hidden) + linear(tokens, hidden, hidden)
+        generator = dit_cost(dit) + linear(tokens, hidden, dit.z_channels)
+        language: Cost = llm + projector * (images - answers)
+        return (
+            encoder_cost(self.encoder).forward * images
+            + (language.training if self.llm_trains else language.frozen_training)
+            + generator.training * answers
+        )
+
+
+def by_timestep(flow: Tensor, t: Tensor, answered: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sum and count of the flow loss [B] in each bin of t [B], over samples with an answer image."""
+    index = (t * TIMESTEP_BINS).long().clamp(max=TIMESTEP_BINS - 1)
+    total = flow.new_zeros(TIMESTEP_BINS).index_add_(0, index, flow * answered)
+    count = flow.new_zeros(TIMESTEP_BINS).index_add_(0, index, answered)
+    return {f"loss_flow_bin_{i}": (total[i], count[i]) for i in range(TIMESTEP_BINS)}

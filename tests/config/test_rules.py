@@ -1,0 +1,59 @@
+"""Rules between settings: each names the setting, its value, why it cannot be and the fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from rae_scale.config import ConfigError, parse_config
+
+TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {**TWO_RANKS, "data": {"global_batch_size": 7}},
+            "data.global_batch_size=7 does not divide by parallel.dp_replicate x dp_shard = 2",
+        ),
+        (
+            {**TWO_RANKS, "data": {"global_batch_size": 16, "micro_batch_size": 3}},
+            "data.micro_batch_size=3 does not divide the 8 samples of each rank",
+        ),
+        (
+            {"stage": "decoder", "optim": {"groups": {"dit": {"lr": 1}}}},
+            "optim.groups.decoder is missing: stage=decoder trains decoder",
+        ),
+        (
+            {"optim": {"groups": {"llm": {"lr": 1}, "dit": {"lr": 1}, "encoder": {"lr": 1}}}},
+            "optim.groups.encoder is not trained by stage=pretrain",
+        ),
+        ({"parallel": {"dp_shard": 2}}, "engine.name=eager runs one process, but parallel asks for 2"),
+        ({"engine": {"name": "fsdp2"}, "parallel": {"sp": 2}}, "parallel.sp=2 is not available yet"),
+        ({"engine": {"name": "fsdp2"}, "parallel": {"tp": 4}}, "parallel.tp=4 is not available yet"),
+        (
+            {"engine": {"name": "zero"}, "parallel": {"dp_replicate": 2}},
+            "parallel.dp_replicate=2 with engine.name=zero",
+        ),
+        ({"sampler": {"guidance_interval": [0.6, 0.2]}}, "sampler.guidance_interval=[0.6, 0.2] is empty"),
+        ({"data": {"prompt_template": "draw it"}}, "data.prompt_template='draw it' has no {caption}"),
+    ],
+)
+def test_impossible_combinations_are_refused(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(tree)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        TWO_RANKS,
+        {"engine": {"name": "fsdp2"}, "parallel": {"dp_replicate": 2, "dp_shard": 4}},
+        {**TWO_RANKS, "data": {"global_batch_size": 16, "micro_batch_size": 4}},
+        {"stage": "encoder", "optim": {"groups": {"encoder": {"lr": 1e-3}}}},
+    ],
+)
+def test_possible_combinations_are_accepted(tree: dict[str, object]) -> None:
+    parse_config(tree)

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+from collections.abc import Callable
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rae_scale.config.schema import DataConfig, SourceConfig
+from rae_scale.data.decode import decode_image
+from rae_scale.data.loader import Loader, build_loader, data_fingerprint
+from rae_scale.data.mds_reader import MDSReader
+from rae_scale.data.quarantine import TooManyBadSamples
+from rae_scale.data.record import DecodedSample, Sample, Turn
+from rae_scale.data.transforms import resize_square
+
+SIZE = 8
+Row = tuple[int, str, Any]
+
+# Of the standard library, so that worker processes can unpickle it: this file is no module to them.
+keep = attrgetter("sample_index", "sample_id", "pixels")
+
+
+def refuse_even(sample: DecodedSample) -> Row:
+    if int(sample.sample.captions[0].split()[-1]) % 2 == 0:
+        raise SampleTooLong("513 tokens")
+    return keep(sample)
+
+
+class SampleTooLong(ValueError):
+    pass
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Loader[list[Row]]]:
+    """load(folders, global_batch_size=12, ..., **of build_loader) -> Loader whose batches are lists of rows."""
+
+    def make(
+        folders: list[Path],
+        *,
+        prepare: Callable[[DecodedSample], Row] = keep,
+        seed: int = 5,
+        dp_rank: int = 0,
+        dp_world: int = 1,
+        start_step: int = 0,
+        **config: Any,
+    ) -> Loader[list[Row]]:
+        settings = {"global_batch_size": 12, "num_workers": 0, "max_bad_fraction": 0.5, **config}
+        sources = tuple(SourceConfig(path=str(f), weight=w) for f, w in zip(folders, (2.0, 1.0), strict=False))
+        return build_loader(
+            DataConfig(sources=sources, **settings),
+            seed=seed,
+            image_size=SIZE,
+            prepare=prepare,
+            collate=list,
+            quarantine_path=tmp_path / "run" / "quarantine.jsonl",
+            dp_rank=dp_rank,
+            dp_world=dp_world,
+            start_step=start_step,
+        )
+
+    return make
+
+
+def take(loader: Loader[list[Row]], steps: int) -> list[list[list[Row]]]:
+    """Steps of micro-batches of rows; pixels as bytes, to compare with ==."""
+    with loader:
+        return [
+            [[(row[0], row[1], row[2] if row[2] is None else row[2].tobytes()) for row in batch] for batch in batches]
+            for _, batches in zip(range(steps), loader, strict=False)
+        ]
+
+
+def flat(steps: list[list[list[Row]]]) -> list[Row]:
+    return [row for step in steps for batch in step for row in batch]
+
+
+def quarantined(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def folders(shards) -> list[Path]:
+    return [shards(31, "first"), shards(17, "second")]
+
+
+def test_samples_come_decoded_resized_and_in_the_order_of_their_positions(load, folders) -> None:
+    rows = flat(take(load(folders), 4))
+    assert [row[0] for row in rows] == list(range(48))
+    sources = [row[1].split(":")[0] for row in rows]
+    assert sources.count("first") == 32
+    assert all(re.fullmatch(r"(first|second):(\d+):\1-\2", row[1]) for row in rows)
+    source, index, _ = rows[7][1].split(":")
+    image = MDSReader(folders[source == "second"])[int(index)].image
+    assert image is not None
+    expected = resize_square(decode_image(image, 10**6), SIZE)
+    assert np.array_equal(np.frombuffer(rows[7][2], np.uint8).reshape(SIZE, SIZE, 3), expected)
+
+
+@pytest.mark.parametrize(("dp_world", "micro_batch_size"), [(1, 4), (1, 1), (2, None), (2, 3), (3, 2), (12, 1)])
+def test_a_step_has_the_same_samples_in_every_layout(load, folders, dp_world: int, micro_batch_size: int) -> None:
+    expected = take(load(folders), 3)
+    ranks = [
+        take(load(folders, dp_rank=rank, dp_world=dp_world, micro_batch_size=micro_batch_size), 3)
+        for rank in range(dp_world)
+    ]
+    for step in range(3):
+        batches = [batch for rank in ranks for batch in rank[step]]
+        assert {len(batch) for batch in batches} == {micro_batch_size or 12 // dp_world}
+        assert [row for batch in batches for row in batch] == expected[step][0]
+
+
+def test_workers_change_nothing_and_leave_no_process(load, shards, image, tmp_path: Path) -> None:
+    samples = [Sample(str(i), image(seed=i) if i % 7 else b"broken", (f"caption {i}",)) for i in range(40)]
+    folder = shards(samples)
+    expected = take(load([folder], micro_batch_size=4), 5)
+    before = quarantined(tmp_path)
+    (tmp_path / "run" / "quarantine.jsonl").unlink()
+    assert take(load([folder], micro_batch_size=4, num_workers=2), 5) == expected
+    assert multiprocessing.active_children() == []
+    # Steps that workers prepared ahead and nobody asked for are not counted.
+    assert quarantined(tmp_path) == before != []
+
+
+def test_resuming_at_a_step_is_the_same_as_running_through(load, folders) -> None:
+    through = take(load(folders, micro_batch_size=4), 6)
+    loader = load(folders, micro_batch_size=4, start_step=4)
+    assert loader.step == 4
+    assert take(loader, 2) == through[4:]
+    assert loader.step == 6
+
+
+def test_the_seed_changes_the_order(load, folders) -> None:
+    assert take(load(folders, seed=1), 1) != take(load(folders, seed=2), 1)
+
+
+def test_the_global_random_state_is_left_alone(load, folders) -> None:
+    before = torch.get_rng_state()
+    take(load(folders), 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bad_samples_are_replaced_the_same_way_in_every_layout(load, shards, image, tmp_path: Path) -> None:
+    samples = [Sample(f"k{i}", image(seed=i) if i != 3 else image()[:-100], (f"caption {i}",)) for i in range(12)]
+    folder = shards(samples)
+    rows = flat(take(load([folder]), 2))
+    assert [row[0] for row in rows] == list(range(24))
+    assert not any(row[1].endswith(":k3") for row in rows)
+    records = quarantined(tmp_path)
+    assert len(records) >= 2  # once in each of the two epochs
+    for record in records:
+        assert (record["source"], record["index"], record["key"]) == (str(folder), 3, "k3")
+        assert record["reason"] == "undecodable image"
+        assert record["shard"].endswith(".mds")
+    replaced = [row for row in rows if row[0] in {record["position"] for record in records}]
+    again = [
+        row for rank in range(2) for row in flat(take(load([folder], dp_rank=rank, dp_world=2, micro_batch_size=3), 2))
+    ]
+    assert all(row in again for row in replaced)
+
+
+def test_corrupt_rows_are_replaced_too(load, shards, tmp_path: Path) -> None:
+    folder = shards(12, shard_bytes=10**6)
+    path = folder / "shard.00000.mds"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'["caption 5"]', b'["caption 5"}'))
+    rows = flat(take(load([folder]), 1))
+    assert len(rows) == 12
+    assert {(record["index"], record["reason"]) for record in quarantined(tmp_path)} == {(5, "corrupt row")}
+
+
+def test_what_prepare_refuses_is_replaced_and_listed_by_its_kind(load, shards, tmp_path: Path) -> None:
+    rows = flat(take(load([shards(40)], prepare=refuse_even), 3))
+    assert [row[0] for row in rows] == list(range(36))
+    assert all(int(row[1].split("-")[-1]) % 2 for row in rows)
+    assert {(record["reason"], record["detail"]) for record in quarantined(tmp_path)} == {
+        ("SampleTooLong", "513 tokens")
+    }
+
+
+def test_a_source_without_any_good_sample_stops_the_run(load, shards, tmp_path: Path) -> None:
+    folder = shards([Sample(str(i), b"broken", ("x",)) for i in range(9)])
+    loader = load([folder], max_bad_fraction=1.0)
+    with loader, pytest.raises(TooManyBadSamples, match=r"position 0: 16 samples of .* in a row .* undecodable image"):
+        next(loader)
+    assert len(quarantined(tmp_path)) == 16
+
+
+def test_more_bad_samples_than_allowed_stop_the_run(load, shards, tmp_path: Path) -> None:
+    folder = shards(40)
+    loader = load([folder], prepare=refuse_even, max_bad_fraction=0.001)
+    with loader, pytest.raises(TooManyBadSamples, match=r"SampleTooLong \d+\), more than data.max_bad_fraction=0.001"):
+        next(loader)
+
+
+def test_images_above_max_pixels_are_refused(load, shards, tmp_path: Path) -> None:
+    with pytest.raises(TooManyBadSamples, match="image too large"):
+        take(load([shards(9)], max_pixels=100, max_bad_fraction=1.0), 1)
+
+
+def test_text_only_samples_have_no_pixels(load, shards) -> None:
+    turns = (Turn("human", "Hello"), Turn("gpt", "Hi"))
+    rows = flat(take(load([shards([Sample("a", None, (), turns)])]), 1))
+    assert [row[2] for row in rows] == [None] * 12
+
+
+def test_other_errors_are_not_swallowed(load, shards) -> None:
+    with pytest.raises(ZeroDivisionError):
+        take(load([shards(9)], prepare=lambda sample: 1 // 0), 1)
+
+
+def test_a_closed_loader_says_so(load, shards) -> None:
+    loader = load([shards(9)])
+    loader.close()
+    with pytest.raises(ValueError, match="this loader is closed"):
+        next(loader)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dp_world": 5}, r"data.global_batch_size=12 does not divide by data-parallel ranks=5"),
+        ({"micro_batch_size": 5}, r"samples per rank=12 does not divide by data.micro_batch_size=5"),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_are_named(load, shards, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load([shards(9)], **settings)
+
+
+def test_sources_are_checked_first(load, shards, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.sources is empty"):
+        load([])
+    with pytest.raises(ValueError, match=r"gone/index\.json: no such file"):
+        load([tmp_path / "gone"])
+    with pytest.raises(ValueError, match=r"empty: holds no samples"):
+        load([shards([], "empty")])
+
+
+def test_the_fingerprint_names_the_data_and_the_mixture(folders, tmp_path: Path) -> None:
+    def fingerprint(*sources: tuple[Path, float]) -> str:
+        return data_fingerprint([SourceConfig(path=str(path), weight=weight) for path, weight in sources])
+
+    first, second = folders
+    moved = first.rename(tmp_path / "moved")
+    usual = fingerprint((moved, 0.5), (second, 0.5))
+    assert usual == fingerprint((moved, 1), (second, 1))
+    others = [
+        fingerprint((second, 1), (moved, 1)),
+        fingerprint((moved, 2), (second, 1)),
+        fingerprint((moved, 1)),
+    ]
+    assert usual not in others
+    assert len(set(others)) == 3
