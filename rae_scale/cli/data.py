@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,7 +24,7 @@ def build(
     out: Out,
     shard_megabytes: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 128,
     verify: Annotated[
-        str, typer.Option(help="decode: decode every image once; header: only read its size.")
+        Literal["decode", "header"], typer.Option(help="decode: decode every image once; header: only read its size.")
     ] = "decode",
 ) -> None:
     """Turn tars or JSON lines into MDS shards. What cannot be used is listed, with its reason, in rejected.jsonl."""
@@ -57,7 +57,8 @@ def print_report(report: InspectReport) -> None:
         print(f"damaged: {report.damage}")
     if report.examined < report.samples:
         print(f"examined {report.examined:,} of them, evenly spaced:")
-    print_counts(report.layouts.most_common())
+    if report.kind != "mds":
+        print_counts(report.layouts.most_common())
     print_counts([(f"{name} images", count) for name, count in report.image_formats.most_common()])
     print_counts(
         [("text only", report.text_only), ("conversations", report.conversations), ("captions", report.captions)]

@@ -63,6 +63,7 @@ class ChatTokenizer:
         ids = tokenizer.convert_tokens_to_ids([TURN_START, TURN_END, IMAGE_START, IMAGE_END])
         self.turn_start, self.turn_end, self.image_start, self.image_end = ids
         self.newline = encode_text(tokenizer, "\n")
+        self.header_length = {role: len(encode_text(tokenizer, f"{role}\n")) for role in ("system", *ROLES.values())}
         self.markup = {self.turn_start, self.turn_end, *self.newline} if label_markup else set()
 
     def encode(self, turns: Sequence[Turn], has_image: bool) -> TokenizedSample:
@@ -118,7 +119,7 @@ class Sequencer:
         before, *after_image = value.split(IMAGE_PLACEHOLDER)
         # Encoded with its role, as one text: merging happens across the newline between them.
         ids = encode_text(chat.tokenizer, f"{role}\n{before}")
-        header_length = len(encode_text(chat.tokenizer, f"{role}\n"))
+        header_length = chat.header_length[role]
         self.append(ids[:header_length], learned=False)
         self.append(ids[header_length:], learned=learned)
         for text in after_image:

@@ -55,6 +55,7 @@ class Reconstructor:
         stored = load_config(path) if checkpoint is None else stored_config(checkpoint)
         config = resolve_paths(for_inference(stored, decoder))
         encoder = build_encoder(config.model.encoder).to(torch_device)
+        decode: Callable[[Tensor], Tensor] | None
         if checkpoint is not None and config.stage == "decoder" and decoder is None:
             decode = decoder_of(checkpoint, config, encoder, weights)
         else:

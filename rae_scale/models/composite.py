@@ -120,6 +120,7 @@ def build_scale_rae(cfg: ModelConfig, encoder_channels: int, num_tokens: int, to
 
 
 def check_latents(cfg: ModelConfig, dit: DiT, encoder_channels: int, num_tokens: int) -> None:
+    """Raise ValueError unless the DiT generates latents of the encoder's shape."""
     wanted = (dit.cfg.num_tokens, dit.cfg.in_channels)
     if wanted != (num_tokens, encoder_channels):
         raise ValueError(

@@ -53,7 +53,7 @@ class LLMSpec:
 LLM_ZOO = {
     "qwen2.5-1.5b": LLMSpec(1536, 28, 12, 2, 8960, 151_936, tie_word_embeddings=True),
     "qwen2.5-7b": LLMSpec(3584, 28, 28, 4, 18_944, 152_064, tie_word_embeddings=False),
-    "qwen2-demo": LLMSpec(128, 2, 4, 2, 384, 512, tie_word_embeddings=True),
+    "qwen2-demo": LLMSpec(128, 2, 4, 2, 256, 512, tie_word_embeddings=True),
     "qwen2-tiny": LLMSpec(48, 2, 4, 2, 96, 320, tie_word_embeddings=False),
 }
 

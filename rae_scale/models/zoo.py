@@ -40,7 +40,7 @@ def _published(hidden_size: int, depth: int, in_channels: int, ddt: DDTHeadConfi
 
 DIT_ZOO: dict[str, DiTConfig] = {
     # For 64 x 64 pixel images and the demo's encoder: 4 x 4 tokens of 64 channels.
-    "dit-demo": DiTConfig(in_channels=64, hidden_size=192, depth=6, num_heads=6, z_channels=192, grid_size=4),
+    "dit-demo": DiTConfig(in_channels=64, hidden_size=144, depth=6, num_heads=4, z_channels=144, grid_size=4),
     # For tests.
     "dit-tiny": DiTConfig(in_channels=16, hidden_size=48, depth=2, num_heads=4, z_channels=48, grid_size=4),
 }
@@ -68,7 +68,7 @@ DECODER_ZOO: dict[str, ViTDecoderConfig] = {
     "vit-l": _released(1024, 24, 16, 4096),
     "vit-xl": _released(1152, 28, 16, 4096),
     "vit-tiny": ViTDecoderConfig(
-        in_channels=64, hidden_size=192, depth=4, num_heads=6, intermediate_size=512, patch_size=16, image_size=64
+        in_channels=64, hidden_size=128, depth=4, num_heads=4, intermediate_size=384, patch_size=16, image_size=64
     ),
     "vit-test": ViTDecoderConfig(
         in_channels=16, hidden_size=32, depth=1, num_heads=2, intermediate_size=64, patch_size=4, image_size=16

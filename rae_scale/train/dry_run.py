@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 
 import torch
@@ -25,7 +26,9 @@ def dry_run(config: Config) -> str:
     training. Raises ValueError for whatever would stop the run before its first step.
     """
     resolved = without_weights(resolve_paths(config))
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        # The demo's encoder reads its weights even so, and torch says that they go nowhere.
+        warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model, which is a no-op")
         parts = build_parts(resolved, torch.device("meta"))
     batch = probe(resolved, parts)
     return "\n".join(
@@ -39,11 +42,17 @@ def dry_run(config: Config) -> str:
 
 
 def without_weights(config: Config) -> Config:
-    """`config` with the weights' paths removed: names give the shapes. (The tokenizer stays, it decides the rows.)"""
+    """`config` with the weights' paths removed: names give the shapes.
+
+    The tokenizer stays, it decides the rows of the embedding. So does the demo's encoder, whose folder says its sizes.
+    """
     model = config.model
-    llm = model.llm.model_copy(update={"path": None, "tokenizer": model.llm.tokenizer or model.llm.path})
-    encoder, decoder = (section.model_copy(update={"path": None}) for section in (model.encoder, model.decoder))
-    parts = {"llm": llm, "encoder": encoder, "decoder": decoder}
+    parts = {
+        "llm": model.llm.model_copy(update={"path": None, "tokenizer": model.llm.tokenizer or model.llm.path}),
+        "decoder": model.decoder.model_copy(update={"path": None}),
+    }
+    if model.encoder.name != "siglip-demo":
+        parts["encoder"] = model.encoder.model_copy(update={"path": None})
     return config.model_copy(update={"model": model.model_copy(update=parts)})
 
 
@@ -110,8 +119,9 @@ def describe_step(config: Config, parts: Parts, batch: Batch) -> list[str]:
     scale = config.data.global_batch_size / len(batch)
     flops = parts.stage.flops(batch) * scale
     tokens = float(batch.attention_mask.sum()) * scale
+    lines = [f"text and image tokens per step: {tokens:,.0f} (from the first {len(batch)} samples)"] if tokens else []
     return [
-        f"tokens per step: {tokens:,.0f} (from the first {len(batch)} samples)",
+        *lines,
         f"FLOPs per step: {flops:.3e}, per process {flops / config.parallel.world_size:.3e}",
         f"FLOPs of the run: {flops * config.run.max_steps:.3e}",
     ]

@@ -20,10 +20,9 @@ def test_turns_of_its_own_come_before_the_caption() -> None:
     assert Sample("k", b"x", ("a red circle",), turns).conversation(TEMPLATE) == turns
 
 
-def test_braces_in_a_caption_are_text() -> None:
-    assert Sample("k", b"x", ("a {caption} {0}",)).conversation(TEMPLATE)[0].value == (
-        "Generate an image of a {caption} {0}"
-    )
+def test_braces_in_captions_and_templates_are_text() -> None:
+    sample = Sample("k", b"x", ("a {0}",))
+    assert sample.conversation('{"draw": "{caption}"}')[0].value == '{"draw": "a {0}"}'
 
 
 def test_a_sample_without_text_is_named() -> None:

@@ -105,9 +105,20 @@ def test_compat_refuses_what_the_official_grid_does_not_have(settings, named):
 
 
 def test_latents_are_float32_without_gradient_and_noise_is_untouched():
-    weight = torch.ones(3, requires_grad=True)
+    weight = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     noise = NOISE.bfloat16()
     before = noise.clone()
-    latents = sample(lambda x, t: x.bfloat16() * weight, noise, SamplerConfig(steps=2), 1.0)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return x.bfloat16() * weight
+
+    latents = sample(velocity, noise, SamplerConfig(steps=2), 1.0)
     assert latents.dtype == torch.float32 and not latents.requires_grad
     assert torch.equal(noise, before)
+
+
+def test_steps_of_a_low_precision_velocity_are_float32():
+    cfg = SamplerConfig(steps=10)
+    low = sample(lambda x, t: x.bfloat16(), NOISE, cfg, ALPHA)
+    assert torch.equal(low, sample(lambda x, t: x.bfloat16().float(), NOISE, cfg, ALPHA))

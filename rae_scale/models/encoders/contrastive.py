@@ -149,6 +149,9 @@ def same_caption(input_ids: Tensor) -> Tensor:
 
 
 def dense_loss(output: ContrastiveOutput, pixels: Tensor) -> Tensor:
-    """Mean absolute error of each sample's patches: float32 [B]. pixels: [B, 3, S, S] in [0, 1]."""
+    """Mean squared error of each sample's patches: float32 [B]. pixels: [B, 3, S, S] in [0, 1].
+
+    Squared, since most of a picture may be background: an absolute error is content with a median that shows nothing.
+    """
     patch_size = math.isqrt(output.dense_pixels.shape[2] // 3)
-    return (output.dense_pixels.float() - patchify(pixels, patch_size)).abs().mean(dim=(1, 2))
+    return (output.dense_pixels.float() - patchify(pixels, patch_size)).square().mean(dim=(1, 2))

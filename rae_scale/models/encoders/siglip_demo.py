@@ -33,10 +33,10 @@ class SiglipDemoConfig:
     image_size: int = 64
     patch_size: int = 16
     channels: int = 64
-    hidden_size: int = 192
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 6
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
 
     def __post_init__(self) -> None:
         check_heads("siglip-demo", self.hidden_size, self.num_attention_heads)
