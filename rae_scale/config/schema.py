@@ -89,6 +89,7 @@ class LossConfig(Section):
     """Weights of the `decoder` and `encoder` stages (paper section 2; the demo's encoder)."""
 
     l1: float = Field(1.0, ge=0)
+    l2: float = Field(0.0, ge=0, description="squared error beside l1: learns sparse drawings sooner")
     contrastive: float = Field(1.0, ge=0, description="encoder stage: sigmoid loss between image and caption")
     dense: float = Field(1.0, ge=0, description="encoder stage: per-token pixel regression, keeps tokens local")
 

@@ -40,6 +40,7 @@ TEMPLATE_RADIUS = 16.0
 TEMPLATE_BLURS = (0.04, 0.10, 0.17, 0.25)  # Gaussian sd over the shape's radius; a clean picture is smoothed to 0.07
 
 _NEIGHBOURS = ndimage.generate_binary_structure(2, 1)
+_BINOMIAL = (0.25, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ def detect(image: Bytes) -> list[Detection]:
     smooth = _smooth(image.astype(np.float32))
     contrast = _contrast(smooth)
     found: list[Detection] = []
-    # Opening keeps specks thinner than 3 pixels from setting the level of the shape that they lie on.
+    # Opening keeps specks thinner than 3 pixels from setting the level of the shape on which they lie.
     peaks = ndimage.grey_opening(contrast, size=(3, 3))
     while len(found) < MAX_OBJECTS:
         start = np.unravel_index(int(peaks.argmax()), peaks.shape)
         if peaks[start] < MIN_CONTRAST:
             break
         region, level = _grow(contrast, start)
+        # The margin takes the blurred edge along, else its outer half would be searched as a ring of pale pieces.
         claimed = ndimage.binary_dilation(region, _NEIGHBOURS, iterations=max(2, round(3 * unit)))
         if region.sum() >= MIN_AREA * unit**2:
             soft = np.where(claimed, np.minimum(contrast / level, 1.0), 0.0)
@@ -100,9 +102,8 @@ def detect(image: Bytes) -> list[Detection]:
 
 def _smooth(pixels: Floats) -> Floats:
     """Binomial 3 x 3 filter: takes noise down without moving an edge."""
-    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+    rows = ndimage.correlate1d(pixels, _BINOMIAL, axis=0, mode="nearest")
+    return ndimage.correlate1d(rows, _BINOMIAL, axis=1, mode="nearest")
 
 
 def _contrast(smooth: Floats) -> Floats:
@@ -150,7 +151,8 @@ def _classify(soft: Floats) -> tuple[str, float]:
     """The best template's shape and its soft intersection over union with `soft`, a region's coverage `[S, S]`."""
     shapes, bank = _template_bank()
     observed = _normalise(soft)
-    overlap = np.minimum(bank, observed).sum(axis=(1, 2)) / np.maximum(bank, observed).sum(axis=(1, 2))
+    both = np.minimum(bank, observed).sum(axis=(1, 2))
+    overlap = both / (bank.sum(axis=(1, 2)) + observed.sum() - both)
     best = int(overlap.argmax())
     return shapes[best], float(overlap[best])
 

@@ -32,9 +32,13 @@ def l1(predicted: Tensor, pixels: Tensor) -> Tensor:
     return (predicted - pixels).abs().flatten(1).mean(dim=1)
 
 
+def l2(predicted: Tensor, pixels: Tensor) -> Tensor:
+    return (predicted - pixels).square().flatten(1).mean(dim=1)
+
+
 def loss_terms(cfg: LossConfig) -> list[LossTerm]:
     """The terms that `loss` gives a weight."""
-    terms = [LossTerm("l1", cfg.l1, l1)]
+    terms = [LossTerm("l1", cfg.l1, l1), LossTerm("l2", cfg.l2, l2)]
     return [term for term in terms if term.weight > 0]
 
 

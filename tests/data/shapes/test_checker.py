@@ -117,6 +117,38 @@ def test_specks_are_no_objects_and_change_none() -> None:
     assert seen(canvas.pixels()) == [("square", "pink")]
 
 
+def test_scattered_specks_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    for index in range(30):
+        scene = sample_scene(21, index)
+        canvas = Canvas()
+        canvas.image = Image.fromarray(render(scene)).resize((64 * SCALE, 64 * SCALE), Image.Resampling.BICUBIC)
+        canvas.pen = ImageDraw.Draw(canvas.image)
+        for _ in range(6):
+            color = tuple(int(value) for value in rng.integers(0, 256, 3))
+            canvas.add("circle", color, *rng.uniform(3, 61, 2), rng.uniform(1, 2.5))
+        assert seen(canvas.pixels()) == sorted((item.shape, item.color) for item in scene.objects)
+
+
+def test_strong_noise_leaves_a_margin() -> None:
+    """Three times the noise that the instrument is measured with."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for index in range(60):
+        scene = sample_scene(21, index)
+        noisy = np.clip(render(scene) + rng.normal(0, 30, (64, 64, 3)), 0, 255).astype(np.uint8)
+        wrong += seen(noisy) != sorted((item.shape, item.color) for item in scene.objects)
+    assert wrong <= 1
+
+
+def test_objects_come_most_certain_first() -> None:
+    canvas = Canvas().add("circle", "yellow", 48, 32, 12)
+    canvas.pen.ellipse([value * SCALE for value in (8, 18, 24, 46)], fill=COLORS["black"])  # found first, no circle
+    scores = [item.score for item in detect(canvas.pixels())]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_blotchy_color_is_read_from_the_core() -> None:
     rng = np.random.default_rng(0)
     image = Canvas().add("circle", "blue", 32, 32, 14).pixels().astype(float)
@@ -157,7 +189,13 @@ def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("rgb", "name"),
-    [((230, 30, 30), "red"), ((40, 40, 45), "black"), ((255, 160, 225), "pink"), ((120, 50, 200), "purple")],
+    [
+        ((230, 30, 30), "red"),
+        ((255, 90, 90), "red"),  # orange and purple by distance in RGB, here and below
+        ((150, 90, 230), "purple"),
+        ((20, 60, 30), "black"),
+        ((255, 160, 225), "pink"),
+    ],
 )
 def test_colors_off_the_palette_go_to_the_nearest_name(rgb: tuple[int, int, int], name: str) -> None:
     assert nearest_color(np.array(rgb, np.float32)) == name
@@ -192,6 +230,15 @@ def test_color_is_that_of_the_most_certain_object() -> None:
     objects = [thing("circle", "red", score=0.95), thing("circle", "blue", x=30, score=0.8)]
     assert judge(objects, ask("colors", ("circle", "red"))).correct
     assert not judge(objects, ask("colors", ("circle", "blue"))).correct
+
+
+def test_each_counted_object_needs_the_color() -> None:
+    wanted = {"include": [{"class": "circle", "count": 2, "color": "red"}]}
+    assert judge([thing("circle"), thing("circle", x=30)], wanted).correct
+    assert judge([thing("circle"), thing("circle", "blue", x=30)], wanted) == (
+        False,
+        "expected red circle>=2, found red, blue",
+    )
 
 
 def test_position_fails_without_its_target() -> None:
