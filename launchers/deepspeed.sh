@@ -6,6 +6,7 @@
 # PROCESSES    processes on this machine (default: its GPUs, or 1 without any)
 # HOSTFILE     "host slots=8" lines: one process per slot on every host, started over ssh
 # MASTER_PORT  (default: a free one; with a hostfile 29500)
+# LOG_LEVEL    of the launcher itself (default error; info shows what it starts where)
 #
 # The number of processes must be the product of the `parallel` sizes in the config.
 set -euo pipefail
@@ -27,4 +28,4 @@ fi
 if [[ "$gpus" == 0 ]]; then
   export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
 fi
-exec "$PYTHON" -m deepspeed.launcher.runner "${where[@]}" --module rae_scale "$@"
+exec "$PYTHON" -m deepspeed.launcher.runner "${where[@]}" --log_level "${LOG_LEVEL:-error}" --module rae_scale "$@"

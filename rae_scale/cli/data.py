@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Build and inspect training data.")
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
+Out = Annotated[Path, typer.Option("--out", help="New folder.")]
 
 
 @app.command()
@@ -96,9 +96,14 @@ def tokenizer(
     from rae_scale.config.schema import DataConfig
     from rae_scale.data.tokenizer import train_tokenizer
 
+    if out.exists():
+        raise ValueError(f"--out {out} exists; choose a new folder, or remove it first")
     template = prompt_template or DataConfig().prompt_template
     texts = (turn.value for path in inputs for sample in samples_of(path) for turn in sample.conversation(template))
-    train_tokenizer(texts, vocab_size, out)
+    # Under another name until it is whole: what a killed run leaves is not taken for a tokenizer.
+    partial = out.with_name(f"{out.name}.partial")
+    train_tokenizer(texts, vocab_size, partial)
+    partial.rename(out)
     print(f"{out}: tokenizer with {vocab_size} entries")
 
 

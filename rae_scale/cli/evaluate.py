@@ -39,7 +39,10 @@ def shapes(
     decoder: DecoderFolder = None,
     device: Device = "auto",
 ) -> None:
-    """The shapes score: six GenEval-style tasks, judged by an exact checker, beside chance and a perfect model."""
+    """The shapes score of a model.
+
+    Six GenEval-style tasks, judged by an exact checker, beside what chance and a perfect model score.
+    """
     if instrument:
         from rae_scale.data.shapes.instrument import measure_instrument
 

@@ -12,7 +12,8 @@ from rae_scale.cli import checkpoint, data, evaluate, model, reconstruct, sample
 
 TRACEBACK_VARIABLE = "RAE_TRACEBACK"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# rich_markup_mode=None: plain help. The rich one takes longer to import than everything else together.
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)

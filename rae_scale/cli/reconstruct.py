@@ -21,7 +21,10 @@ def reconstruct(
     decoder: DecoderFolder = None,
     device: Device = "auto",
 ) -> None:
-    """Send your own images through encoder and decoder, side by side, with their PSNR."""
+    """Encode and decode your own images.
+
+    Writes each beside its reconstruction and prints their PSNR.
+    """
     import numpy as np
     from PIL import Image
 

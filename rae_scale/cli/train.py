@@ -18,10 +18,10 @@ def train(
         bool, typer.Option("--dry-run", help="Check settings, data and model sizes without training, and stop.")
     ] = False,
 ) -> None:
-    """Train what CONFIG describes; the same command continues a run that was stopped.
+    """Train what CONFIG describes.
 
-    Several processes: start it with `deepspeed --module rae_scale train ...` or
-    `torchrun -m rae_scale train ...` (see launchers/).
+    The same command continues a run that was stopped. To use several processes, start it with `deepspeed --module
+    rae_scale train ...` or `torchrun -m rae_scale train ...` (see launchers/).
     """
     from rae_scale.config import dump_config, load_config
 

@@ -105,7 +105,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: what asarray gives is read-only, which tensors cannot be
 
 
 def _check_pixels(header: ImageHeader, max_pixels: int) -> None:

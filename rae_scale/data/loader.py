@@ -41,8 +41,8 @@ def build_loader(
 ) -> Loader[Batch]:
     """Open `config.sources` and return the endless iterator over the steps of rank `dp_rank`, from `start_step` on.
 
-    prepare: per sample, in the worker (tokenisation, say). A ValueError makes the sample a bad one: it is listed in
-             `quarantine_path` and replaced by another of its source.
+    prepare: per sample, in the worker (tokenisation, say). BadSample makes the sample a bad one: it is listed in
+             `quarantine_path` and replaced by another of its source. Any other error ends the iteration.
     collate: what `prepare` returned for the samples of a micro-batch, to a batch.
     With `config.num_workers` > 0 both are pickled to spawned processes: give functions or methods, not lambdas.
 

@@ -74,8 +74,8 @@ class MicroBatches(Dataset[MicroBatch[Batch]]):
                 sample = self.readers[location.source][location.index]
                 key = sample.key
                 return self.prepare(self.decode(sample, location, position))
-            except ValueError as error:  # BadSample, or what `prepare` says about a sample it cannot use
-                bad.append(self.bad_record(location, position, key, error))
+            except BadSample as problem:
+                bad.append(self.bad_record(location, position, key, problem))
             location = self.mixture.substitute(position, attempt)
         return None
 
@@ -86,7 +86,7 @@ class MicroBatches(Dataset[MicroBatch[Batch]]):
         folder = self.readers[location.source].folder
         return DecodedSample(position, f"{folder.name}:{location.index}:{sample.key}", sample, pixels)
 
-    def bad_record(self, location: Location, position: int, key: str, error: ValueError) -> BadRecord:
+    def bad_record(self, location: Location, position: int, key: str, problem: BadSample) -> BadRecord:
         reader = self.readers[location.source]
         shard, _ = reader.locate(location.index)
         return BadRecord(
@@ -95,6 +95,6 @@ class MicroBatches(Dataset[MicroBatch[Batch]]):
             index=location.index,
             key=key,
             position=position,
-            reason=error.reason if isinstance(error, BadSample) else type(error).__name__,
-            detail=error.detail if isinstance(error, BadSample) else str(error),
+            reason=problem.reason,
+            detail=problem.detail,
         )

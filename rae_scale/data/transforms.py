@@ -15,8 +15,6 @@ def resize_square(image: np.ndarray, size: int) -> np.ndarray:
     """
     if image.shape[:2] == (size, size):
         return image
-    if not image.flags.writeable:  # what Pillow hands out is read-only, which tensors cannot be
-        image = image.copy()
     # torch's uint8 kernel wants channels last, which is how the image lies in memory.
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)

@@ -120,9 +120,7 @@ class ZeroEngine(ShardedEngine):
         if self.stage < 3:
             zero.update_lp_params()
             return
+        # Small parameters stay gathered between steps: let go of what is old, the next forward gathers it anew.
         zero._partition_all_parameters()
         for index in range(len(zero.fp16_groups)):
             zero._reassign_or_swap_out_partitioned_parameters(index)
-        # Small parameters stay gathered on every rank.
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)

@@ -128,16 +128,29 @@ class ShapesReport:
         }
 
     def table(self) -> str:
-        columns = ("score", "95 % interval", "floor", "floor (renders)", "ceiling", "pictures")
-        lines = [f"{'task':22}" + "".join(f"{column:>17}" for column in columns)]
-        fields = ("accuracy", "", "floor", "floor_renders", "ceiling")
-        for task, result in self.tasks.items():
-            low, high = result.interval
-            cells = [f"{getattr(result, field):.3f}" if field else f"{low:.3f} - {high:.3f}" for field in fields]
-            lines.append(f"{task:22}" + "".join(f"{cell:>17}" for cell in (*cells, str(result.pictures))))
-        means = [f"{self._mean(field):.3f}" if field else "" for field in fields]
-        overall = f"{'overall (mean of six)':22}" + "".join(f"{cell:>17}" for cell in means)
-        return "\n".join([*lines[:-1], overall, lines[-1]])
+        fields = ("accuracy", "interval", "floor", "floor_renders", "ceiling", "pictures")
+        header = ("score", "95 % interval", "floor", "true floor", "ceiling", "pictures")
+        rows = {"task": list(header)}
+        for task in TASKS:
+            rows[task] = [_cell(getattr(self.tasks[task], field)) for field in fields]
+        rows["overall (mean of six)"] = [_cell(self._mean(f)) if f in _AVERAGED else "" for f in fields]
+        rows[HELD_OUT] = [_cell(getattr(self.tasks[HELD_OUT], field)) for field in fields]
+        return "\n".join(
+            [
+                *(f"{name:22}" + "".join(f"{cell:>15}" for cell in cells) for name, cells in rows.items()),
+                "floor: these pictures against other prompts of their task (true floor: true pictures); "
+                "ceiling: the checker on true pictures",
+            ]
+        )
+
+
+_AVERAGED = ("accuracy", "floor", "floor_renders", "ceiling")
+
+
+def _cell(value: float | tuple[float, float] | int) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:.3f} - {value[1]:.3f}"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def evaluate(

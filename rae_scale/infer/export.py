@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rae_scale.config.schema import EncoderConfig
+from rae_scale.config.paths import resolve_paths
 from rae_scale.infer.load import STATE_KIND, Weights, find_checkpoint, stored_config
 from rae_scale.models.encoders import build_encoder
 from rae_scale.models.encoders.siglip_demo import SiglipDemoEncoder
@@ -41,8 +41,11 @@ def export(
         return export_weights(checkpoint, out, STATE_KIND[weights], prefixes, DTYPES[dtype])
     if out.exists():
         raise CheckpointError(f"{out} exists; export into a new folder, or remove that one first")
-    encoder = build_encoder(EncoderConfig(name=config.model.encoder.name))
+    # With its path: a run that began from an encoder of other sizes has trained one of these.
+    encoder = build_encoder(resolve_paths(config).model.encoder)
     assert isinstance(encoder, SiglipDemoEncoder), "stage encoder trains no other"
     load_weights(encoder, read_weights(checkpoint, STATE_KIND[weights], VISION), str(checkpoint))
-    encoder.save_pretrained(out)
-    return out
+    # Under another name until it is whole.
+    partial = out.with_name(f"{out.name}.partial")
+    encoder.save_pretrained(partial)
+    return partial.rename(out)

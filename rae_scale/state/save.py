@@ -128,7 +128,8 @@ def publish(temporary: Path, final: Path) -> None:
         sync(file.fileno())
     os.replace(pointer, root / LATEST)
     sync_folder(root)
-    shutil.rmtree(replaced, ignore_errors=True)
+    for superseded in root.glob(".step-*.old"):
+        shutil.rmtree(superseded)
 
 
 def prune(newest: Path, keep_last: int) -> None:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rae_scale.data.chat import ChatTokenizer, TokenizedSample
+from rae_scale.data.chat import ChatTokenizer, SampleTooLong, TokenizedSample
 from rae_scale.data.collate import Batch, collate
-from rae_scale.data.record import DecodedSample
+from rae_scale.data.record import BadSample, DecodedSample
 from rae_scale.data.transforms import to_float
 
 NO_TEXT = TokenizedSample([], [], answer_start=-1, user_start=-1)
@@ -27,9 +27,10 @@ class PreparedSample:
 
 
 class BatchMaker(Protocol):
-    """Picklable, for workers. `prepare` raises ValueError for a sample that the stage cannot use."""
+    """Picklable, for workers. `prepare` raises BadSample for a sample that the stage cannot use."""
 
-    image_size: int
+    @property
+    def image_size(self) -> int: ...
 
     def prepare(self, decoded: DecodedSample) -> PreparedSample: ...
 
@@ -45,8 +46,14 @@ class ConversationBatches:
     image_size: int
 
     def prepare(self, decoded: DecodedSample) -> PreparedSample:
-        turns = decoded.sample.conversation(self.prompt_template)
-        return prepared(decoded, self.chat.encode(turns, has_image=decoded.pixels is not None))
+        try:
+            turns = decoded.sample.conversation(self.prompt_template)
+            tokens = self.chat.encode(turns, has_image=decoded.pixels is not None)
+        except SampleTooLong as error:
+            raise BadSample("too long", str(error)) from None
+        except ValueError as error:
+            raise BadSample("bad conversation", str(error)) from None
+        return prepared(decoded, tokens)
 
     def collate(self, samples: Sequence[PreparedSample]) -> Batch:
         return stack(samples, self.image_size, self.chat.tokenizer.pad_token_id)
@@ -61,9 +68,9 @@ class ImageBatches:
 
     def prepare(self, decoded: DecodedSample) -> PreparedSample:
         if decoded.pixels is None:
-            raise ValueError("the sample has no image, which this stage needs")
+            raise BadSample("no image", "this stage trains on images")
         if self.captioned and not decoded.sample.captions:
-            raise ValueError("the sample has no caption, which this stage needs")
+            raise BadSample("no caption", "this stage trains on images with their captions")
         return prepared(decoded, NO_TEXT)
 
     def collate(self, samples: Sequence[PreparedSample]) -> Batch:

@@ -14,7 +14,7 @@ from rae_scale.config.paths import resolve_paths
 from rae_scale.data.collate import Batch
 from rae_scale.data.loader import build_loader, open_sources
 from rae_scale.models.zoo import logical_parameters
-from rae_scale.train.parts import Parts, build_parts
+from rae_scale.train.parts import Parts, build_parts, without_llm_weights
 
 PROBE_SAMPLES = 16  # read from the data to see that it fits and how long its texts are
 
@@ -42,18 +42,12 @@ def dry_run(config: Config) -> str:
 
 
 def without_weights(config: Config) -> Config:
-    """`config` with the weights' paths removed: names give the shapes.
-
-    The tokenizer stays, it decides the rows of the embedding. So does the demo's encoder, whose folder says its sizes.
-    """
-    model = config.model
-    parts = {
-        "llm": model.llm.model_copy(update={"path": None, "tokenizer": model.llm.tokenizer or model.llm.path}),
-        "decoder": model.decoder.model_copy(update={"path": None}),
-    }
-    if model.encoder.name != "siglip-demo":
-        parts["encoder"] = model.encoder.model_copy(update={"path": None})
-    return config.model_copy(update={"model": model.model_copy(update=parts)})
+    """`config` with the paths of weights removed: names give the shapes. The demo's encoder stays, its folder does."""
+    config = without_llm_weights(config)
+    update: dict[str, object] = {"decoder": config.model.decoder.model_copy(update={"path": None})}
+    if config.model.encoder.name != "siglip-demo":
+        update["encoder"] = config.model.encoder.model_copy(update={"path": None})
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
 
 def probe(config: Config, parts: Parts) -> Batch:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from rae_scale.config import Config
 from rae_scale.data.collate import Batch
+from rae_scale.data.loader import Loader
 from rae_scale.engines import Engine, StepResult
 from rae_scale.parallel import Mesh
 from rae_scale.train.callbacks.base import Callback, Metrics
@@ -35,7 +35,7 @@ class Run:
     device: torch.device
     stage: Stage
     engine: Engine
-    batches: Iterator[list[Batch]]
+    batches: Loader[Batch]
     callbacks: list[Callback]
     stop: StopSignal = field(default_factory=StopSignal)
     step: int = 0

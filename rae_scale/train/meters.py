@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ PEAK_BF16_FLOPS = {
     "NVIDIA B200": 2250e12,
 }
 
-Value = Tensor | float
+Value: TypeAlias = Tensor | float
 
 
 class SumMeter:

@@ -17,7 +17,7 @@ from rae_scale.models.decoder import ViTDecoder
 from rae_scale.models.encoders import FrozenEncoder, build_encoder
 from rae_scale.models.encoders.contrastive import ContrastiveModel, TextTowerConfig
 from rae_scale.models.encoders.flux_vae import FluxVAEEncoder
-from rae_scale.models.encoders.siglip_demo import SiglipDemoEncoder
+from rae_scale.models.encoders.siglip_demo import load_siglip_demo
 from rae_scale.models.zoo import build_decoder
 from rae_scale.state import read_weights
 from rae_scale.train.batches import BatchMaker, ConversationBatches, ImageBatches
@@ -64,13 +64,14 @@ def build_decoder_stage(config: Config, device: torch.device) -> Parts:
 
 def build_encoder_stage(config: Config, device: torch.device) -> Parts:
     tokenizer = load_stage_tokenizer(config)
-    vision = build_encoder(config.model.encoder)
-    if not isinstance(vision, SiglipDemoEncoder):
+    name = config.model.encoder.name
+    if name != "siglip-demo":
         raise ValueError(
-            f"model.encoder.name={config.model.encoder.name!r} with stage=encoder: published encoders are used as they "
-            "are, only the demo's is trained; set model.encoder.name=siglip-demo"
+            f"model.encoder.name={name!r} with stage=encoder: published encoders are used as they are, only the demo's "
+            "is trained; set model.encoder.name=siglip-demo"
         )
-    model = ContrastiveModel(vision.requires_grad_(True).train(), TextTowerConfig(vocab_size=len(tokenizer)))
+    vision = load_siglip_demo(config.model.encoder.path)
+    model = ContrastiveModel(vision, TextTowerConfig(vocab_size=len(tokenizer)))
     return Parts(EncoderStage(model, tokenizer, config.loss), ImageBatches(vision.image_size, captioned=True))
 
 
@@ -80,6 +81,16 @@ BUILDERS: dict[str, Callable[[Config, torch.device], Parts]] = {
     "pretrain": build_generation,
     "finetune": build_generation,
 }
+
+
+def without_llm_weights(config: Config) -> Config:
+    """`config` without the weights of `model.llm.path`, for models that get theirs from elsewhere.
+
+    The tokenizer is still taken from there: it decides the rows of the embedding.
+    """
+    llm = config.model.llm
+    bare = llm.model_copy(update={"path": None, "tokenizer": llm.tokenizer or llm.path})
+    return config.model_copy(update={"model": config.model.model_copy(update={"llm": bare})})
 
 
 def load_stage_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -97,7 +108,7 @@ def build_stage_decoder(config: Config, encoder: FrozenEncoder) -> ViTDecoder:
     cfg = config.model.decoder
     decoder = build_decoder(cfg, encoder.channels, image_mean=encoder.image_mean, image_std=encoder.image_std)
     if cfg.path is not None:
-        load_weights(decoder, read_weights(cfg.path, kind="weight"), f"model.decoder.path={cfg.path!r}")
+        load_weights(decoder, read_weights(cfg.path), f"model.decoder.path={cfg.path!r}")
     return decoder
 
 

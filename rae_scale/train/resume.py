@@ -7,7 +7,7 @@ from typing import Any
 
 from rae_scale.config import Config
 from rae_scale.data.loader import data_fingerprint
-from rae_scale.state.format import STATE, read_json
+from rae_scale.state import read_state
 
 GENERATION_SETTINGS = ("model.name", "model.qk_norm", "model.llm.name", "model.llm.connector")
 MODEL_SETTINGS = {
@@ -37,7 +37,7 @@ def read_dotted(tree: dict[str, Any], key: str) -> Any:
 
 def check_identity(checkpoint: Path, current: dict[str, Any]) -> None:
     """Raise ValueError if `checkpoint` belongs to another model or data order than `current`."""
-    saved = read_json(checkpoint / STATE)["identity"]
+    saved = read_state(checkpoint)["identity"]
     changed = [
         f"{key} was {saved.get(key)!r}, is {value!r}" for key, value in current.items() if saved.get(key) != value
     ]

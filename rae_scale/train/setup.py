@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rae_scale import ops
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
 from rae_scale.data.loader import build_loader
@@ -18,7 +19,7 @@ from rae_scale.state import latest_checkpoint, load_checkpoint, read_weights
 from rae_scale.train.batches import ConversationBatches
 from rae_scale.train.callbacks import Callback, Checkpoints, MetricsLog, ProgressLine, Samples, TensorBoard
 from rae_scale.train.loop import Run, run_loop
-from rae_scale.train.parts import Parts, build_decode, build_parts, load_weights
+from rae_scale.train.parts import Parts, build_decode, build_parts, load_weights, without_llm_weights
 from rae_scale.train.provenance import save_provenance
 from rae_scale.train.resume import check_identity, identity
 from rae_scale.train.sampling import prompt_batch
@@ -54,7 +55,8 @@ def configure_logging(mesh: Mesh) -> None:
     """Progress from the main rank, warnings from all, unless the application has set up logging itself."""
     rank = f" rank {mesh.rank}" if mesh.world_size > 1 else ""
     logging.basicConfig(format=f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("rae_scale").setLevel(logging.INFO if mesh.is_main else logging.WARNING)
+    for package in ("rae_scale", "rae_kernels"):
+        logging.getLogger(package).setLevel(logging.INFO if mesh.is_main else logging.WARNING)
 
 
 def build_run(config: Config, mesh: Mesh) -> Run:
@@ -65,6 +67,8 @@ def build_run(config: Config, mesh: Mesh) -> Run:
     checkpoint = checkpoint_to_resume(config, folder)
     if checkpoint is not None:
         check_identity(checkpoint, own_identity)
+    if checkpoint is not None or resolved.run.init_from is not None:
+        resolved = without_llm_weights(resolved)
     parts = build_parts(resolved, mesh.device)
     if checkpoint is None and resolved.run.init_from is not None:
         init_weights(parts.stage.module, resolved.run.init_from)
@@ -90,6 +94,7 @@ def build_run(config: Config, mesh: Mesh) -> Run:
     if mesh.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_provenance(folder, config)
+        ops.report()
     return Run(
         config=config,
         folder=folder,
@@ -116,22 +121,22 @@ def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
 
 
 def init_weights(module: nn.Module, origin: str) -> None:
-    """Begin from the raw weights of a checkpoint, of a run's newest one, or from exported weights of either kind."""
+    """Begin from exported weights, a checkpoint, or a run's newest one: from their moving average if they have it."""
     source = latest_checkpoint(origin) or Path(origin)
-    load_weights(module, read_weights(source, kind="weight"), f"run.init_from={origin!r}")
+    load_weights(module, read_weights(source), f"run.init_from={origin!r}")
     logger.info("begin from the weights of %s", source)
 
 
 def build_callbacks(config: Config, folder: Path, parts: Parts, saved: dict[str, Any], mesh: Mesh) -> list[Callback]:
-    """In the order in which they run: a step is logged before it is saved."""
+    """In the order in which they run: a step is logged, then saved, then looked at."""
     run = config.run
     callbacks: list[Callback] = [MetricsLog(folder / "metrics.jsonl"), ProgressLine(run.log_every)]
     if run.tensorboard:
         callbacks.append(TensorBoard(folder / "tensorboard", run.log_every))
+    callbacks.append(Checkpoints(saved))
     samples = build_samples(config, folder, parts, mesh.device)
     if samples is not None:
         callbacks.append(samples)
-    callbacks.append(Checkpoints(saved))
     return [callback for callback in callbacks if mesh.is_main or not callback.main_only]
 
 

@@ -62,13 +62,17 @@ except SystemExit:
 
 
 def test_help_answers_within_half_a_second() -> None:
-    def seconds() -> float:
+    def processor_seconds() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    started = seconds()  # processor time: other work on the machine does not count
-    python("-m", "rae_scale", "--help")
-    assert seconds() - started < 0.5
+    def once() -> float:
+        started = processor_seconds()
+        python("-m", "rae_scale", "--help")
+        return processor_seconds() - started
+
+    # Processor time and the best of three, so that other work on the machine hardly counts.
+    assert min(once() for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize(

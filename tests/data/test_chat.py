@@ -18,7 +18,7 @@ TEXT_ONLY = (Turn("human", "Hello"), Turn("gpt", "Hi."), Turn("human", "Bye"), T
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(["Draw a cat. What is this?"] * 4, 320, folder)
+    train_tokenizer(["\n\nA cat? Draw a cat. What is this?"] * 4, 320, folder)  # "\n\n" becomes one token
     return load_tokenizer(folder)
 
 

@@ -47,6 +47,13 @@ def test_saved_with_the_image_tokens_loads_to_the_same(tmp_path: Path, tokenizer
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
+def test_padding_token_is_ours_whatever_the_folder_says(folder: Path, tmp_path: Path) -> None:
+    other = AutoTokenizer.from_pretrained(folder)
+    other.pad_token = "<|im_end|>"
+    other.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token == "<|endoftext|>"
+
+
 def test_vocabulary_size_includes_the_special_tokens(folder: Path, tmp_path: Path) -> None:
     assert len(AutoTokenizer.from_pretrained(folder)) <= 400
     train_tokenizer(TEXTS, 270, tmp_path)

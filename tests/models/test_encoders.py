@@ -270,9 +270,9 @@ def test_demo_names_the_folder_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_demo_config_errors_name_the_numbers() -> None:
     with pytest.raises(ValueError, match="image_size=64 does not divide by patch_size=24"):
-        SiglipDemoConfig(patch_size=24)
+        SiglipDemoConfig(image_size=64, patch_size=24)
     with pytest.raises(ValueError, match="hidden_size=192 does not divide by num_heads=5"):
-        SiglipDemoConfig(num_attention_heads=5)
+        SiglipDemoConfig(hidden_size=192, num_attention_heads=5)
 
 
 def small_contrastive() -> ContrastiveModel:
@@ -330,7 +330,7 @@ def test_dense_loss_is_zero_for_the_right_pixels_only() -> None:
     images = pixels(16)
     out = ContrastiveOutput(*[torch.empty(0)] * 4, dense_pixels=patchify(images, 8))
     assert torch.equal(dense_loss(out, images), torch.zeros(2))
-    torch.testing.assert_close(dense_loss(out, images + 0.25), torch.full((2,), 0.25))
+    torch.testing.assert_close(dense_loss(out, images + 0.25), torch.full((2,), 0.25**2))
 
 
 def test_a_few_steps_lower_both_losses_and_reach_every_parameter() -> None:

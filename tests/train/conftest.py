@@ -15,3 +15,16 @@ from tiny_world import TinyWorld, make_world  # noqa: E402
 def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """Data, tokenizer and encoder, made once; nothing writes into them."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def decoder(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of decoder weights, as the decoder stage and the export make it."""
+    from rae_scale.state import export_weights, latest_checkpoint
+    from rae_scale.train import train
+
+    folder = tmp_path_factory.mktemp("decoder")
+    train(world.config(folder / "run", stage="decoder", run__max_steps=1))
+    checkpoint = latest_checkpoint(folder / "run")
+    assert checkpoint is not None
+    return str(export_weights(checkpoint, folder / "weights"))

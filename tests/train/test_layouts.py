@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from harness import run_ranks
 from tiny_world import TinyWorld, read_metrics, train_rank
 
+from rae_scale.state import read_weights
 from rae_scale.train import train
 
 STEPS = 20
@@ -35,13 +37,33 @@ def reference(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_two_processes_give_the_curve_of_one(
-    world: TinyWorld, tmp_path: Path, reference: list[dict[str, Any]], engine: str
+    world: TinyWorld, decoder: str, tmp_path: Path, reference: list[dict[str, Any]], engine: str
 ) -> None:
-    tree = world.tree(tmp_path / "run", **settings(engine))
-    run_ranks(train_rank, 2, tmp_path, args=(tree,))
+    # With pictures on the way: drawing them with the EMA weights must leave the training as it was.
+    pictures = {"run__sample_every": 10, "run__sample_prompts": ["a red picture"], "sampler__steps": 2}
+    changes = {**settings(engine), **pictures, "optim__ema_decay": 0.9, "model__decoder__path": decoder}
+    run_ranks(train_rank, 2, tmp_path, args=(world.tree(tmp_path / "run", **changes),))
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for ours, theirs in zip(lines, reference, strict=True):
         for name in CURVE:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), ours["step"]
+    pngs = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert pngs == ["step-00000010.png", "step-00000020.png"]
+
+
+def test_what_happens_to_one_rank_happens_to_all_and_another_layout_goes_on(world: TinyWorld, tmp_path: Path) -> None:
+    # Position 13 is the sixth sample of step 2: rank 1 has it, in the first of its two micro-batches.
+    changes = {**settings("zero"), "run__max_steps": 6, "run__keep_last": 9, "run__save_every": 1}
+    run_ranks(train_rank, 2, tmp_path, args=(world.tree(tmp_path / "run", **changes), 13, 3))
+    lines = read_metrics(tmp_path / "run")
+    assert [line["skipped"] for line in lines] == [0, 1, 1, 1]  # stopped after the step that the signal fell into
+    (entry,) = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert entry["step"] == 2 and len(entry["sample_ids"]) == 1
+    before, after = (read_weights(tmp_path / "run" / "checkpoints" / f"step-0000000{n}") for n in (1, 2))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+    train(world.config(tmp_path / "run", **settings("eager") | {"run__max_steps": 6}))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert read_metrics(tmp_path / "run")[-1]["skipped"] == 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_world import TinyWorld, read_metrics
+from tiny_world import SignalAt, TinyWorld, make_sample, poisoning, read_metrics, write_shards
 
 from rae_scale.config import load_config
 from rae_scale.state import latest_checkpoint, read_weights
@@ -72,17 +71,6 @@ def test_micro_batches_do_not_change_the_curve(world: TinyWorld, tmp_path: Path)
         assert micro["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
-class SignalAt(Callback):
-    """Sends this process a signal in the middle of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        if run.step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def with_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
     from rae_scale.train import setup
 
@@ -109,7 +97,10 @@ class Dies(Exception):
     pass
 
 
-class DieAt(SignalAt):
+class DieAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
     def on_step_end(self, run: Run, metrics: dict[str, Any]) -> None:
         if run.step == self.step:
             raise Dies
@@ -142,15 +133,8 @@ def test_a_finished_run_starts_again_without_a_step(world: TinyWorld, tmp_path: 
 def test_a_loss_that_is_not_finite_skips_the_step(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int
 ) -> None:
-    poisoned = 8 + 5  # global position 13, in the second step
-    prepare = GenerationStage.prepare
-
-    def poison(self: GenerationStage, batch: Any, step: int) -> Any:
-        inputs = prepare(self, batch, step)
-        inputs.noise[batch.sample_index == poisoned] = float("nan")
-        return inputs
-
-    monkeypatch.setattr(GenerationStage, "prepare", poison)
+    # Global position 13 is in the second step.
+    monkeypatch.setattr(GenerationStage, "prepare", poisoning(GenerationStage.prepare, position=13))
     settings = {"data__micro_batch_size": micro_batch_size, "optim__ema_decay": 0.9, "run__save_every": 1}
     train(world.config(tmp_path, run__max_steps=3, run__keep_last=3, **settings))
     lines = read_metrics(tmp_path)
@@ -225,8 +209,6 @@ def test_another_model_or_data_order_is_not_resumed(
 
 
 def test_other_data_are_not_resumed(world: TinyWorld, tmp_path: Path) -> None:
-    from tiny_world import make_sample, write_shards
-
     write_shards(tmp_path / "other", [make_sample(number) for number in range(20)])
     train(world.config(tmp_path / "run", run__max_steps=1))
     with pytest.raises(ValueError, match="data fingerprint was"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from rae_scale.data.mds_writer import MDSWriter
 from rae_scale.data.record import Sample, Turn
 from rae_scale.data.tokenizer import train_tokenizer
 from rae_scale.models.encoders.siglip_demo import SiglipDemoConfig, SiglipDemoEncoder
+from rae_scale.train.callbacks import Callback
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "yellow": (240, 220, 40)}
 IMAGE_SIZE = 16
@@ -112,8 +116,40 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def train_rank(tree: dict[str, Any]) -> None:
-    """What one of several processes does."""
-    from rae_scale.train import train
+def train_rank(tree: dict[str, Any], poisoned: int | None = None, signal_at: int | None = None) -> None:
+    """What one of several processes does.
 
-    train(parse_config(tree))
+    poisoned: global position of a sample whose noise is not a number: a loss that is not finite on one rank alone.
+    signal_at: the step after which the last rank, and no other, is asked to stop.
+    """
+    from rae_scale.train import setup
+    from rae_scale.train.stages import GenerationStage
+
+    if poisoned is not None:
+        GenerationStage.prepare = poisoning(GenerationStage.prepare, poisoned)
+    if signal_at is not None and os.environ["RANK"] == "1":
+        build = setup.build_callbacks
+        setup.build_callbacks = lambda *args: [SignalAt(signal_at), *build(*args)]
+    setup.train(parse_config(tree))
+
+
+def poisoning(prepare: Callable[..., Any], position: int) -> Callable[..., Any]:
+    def poisoned(stage: Any, batch: Any, step: int) -> Any:
+        inputs = prepare(stage, batch, step)
+        inputs.noise[batch.sample_index == position] = float("nan")
+        return inputs
+
+    return poisoned
+
+
+class SignalAt(Callback):
+    """Sends this process a signal between two steps."""
+
+    main_only = False
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, run: Any, metrics: dict[str, Any]) -> None:
+        if run.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

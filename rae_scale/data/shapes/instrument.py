@@ -66,14 +66,17 @@ class InstrumentReport:
         }
 
     def table(self) -> str:
-        rows = {f"accuracy, {condition}": shares for condition, shares in self.accuracy.items()}
-        rows |= {"near misses accepted": self.near_misses, "floor (other prompts)": self.floor}
-        tasks = (*TASKS, HELD_OUT)
-        lines = [f"{'':24}" + "".join(f"{task:>15}" for task in (*tasks, "mean of six"))]
-        for name, shares in rows.items():
-            mean = sum(shares[task] for task in TASKS) / len(TASKS)
-            lines.append(f"{name:24}" + "".join(f"{share:15.3f}" for share in (*(shares[t] for t in tasks), mean)))
-        return "\n".join([f"checker on {self.pictures} known pictures per task", *lines])
+        columns = {**self.accuracy, "near misses": self.near_misses, "floor": self.floor}
+        rows = {task: [shares[task] for shares in columns.values()] for task in (*TASKS, HELD_OUT)}
+        rows["mean of the six"] = [sum(shares[task] for task in TASKS) / len(TASKS) for shares in columns.values()]
+        return "\n".join(
+            [
+                f"checker on {self.pictures} known pictures per task: share judged right, and share of wrong prompts",
+                "accepted (one attribute away: near misses; other prompts of the task: floor)",
+                f"{'task':16}" + "".join(f"{name:>13}" for name in columns),
+                *(f"{task:16}" + "".join(f"{share:13.3f}" for share in shares) for task, shares in rows.items()),
+            ]
+        )
 
 
 def measure_instrument(per_task: int = 200, seed: int = 0, config: WorldConfig | None = None) -> InstrumentReport:

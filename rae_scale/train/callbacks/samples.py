@@ -46,7 +46,8 @@ class Samples(Callback):
         self.every = every
 
     def on_step_end(self, run: Run, metrics: Metrics) -> None:
-        if run.step % self.every and run.step != run.config.run.max_steps:
+        due = run.step % self.every == 0 or run.step == run.config.run.max_steps
+        if not due or run.stopping:  # who asked the run to stop will not wait for pictures
             return
         batch = self.prompts.to(run.device)
         with run.engine.using_ema(), run.engine.autocast():

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from rae_scale.data.collate import Batch
+from rae_scale.train.meters import Value
 
 Totals = Mapping[str, float]
 """What `Stage.counts` returns, summed over the micro-batches and ranks of one global step."""
@@ -27,7 +28,7 @@ class LossOutput:
 
     loss: Tensor
     per_sample: Tensor
-    sums: dict[str, tuple[Tensor | float, Tensor | float]] = field(default_factory=dict)
+    sums: Mapping[str, tuple[Value, Value]] = field(default_factory=dict)
 
 
 class Stage(Protocol):

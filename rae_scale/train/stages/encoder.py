@@ -55,7 +55,7 @@ class EncoderStage:
         contrastive = sigmoid_loss(output, same_caption(inputs.input_ids))
         dense = dense_loss(output, inputs.pixels)
         per_sample = self.cfg.contrastive * contrastive + self.cfg.dense * dense
-        sums: dict[str, tuple[Tensor | float, Tensor | float]] = {
+        sums = {
             "loss_contrastive": (contrastive.sum(), len(contrastive)),
             "loss_dense": (dense.sum(), len(dense)),
         }

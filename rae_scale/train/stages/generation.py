@@ -103,7 +103,7 @@ class GenerationStage:
         text_share = self.flow.text_weight * output.text_loss_sum / tokens
         flow_share = self.flow.flow_weight * flow.sum() / images
         own = self.counts(batch)
-        sums: dict[str, tuple[Tensor | float, Tensor | float]] = {
+        sums = {
             "loss_text": (output.text_loss_sum, own["labelled_tokens"]),
             "loss_flow": (flow.sum(), answered.sum()),
             **by_timestep(flow.detach(), inputs.t, answered),

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The demo with every part trained from nothing: tokenizer, encoder, decoder, then LLM and DiT. It continues where an
+# interrupted run of it stopped: finished steps are kept, and training resumes from its newest checkpoint.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launchers/common.sh
+
+DEMO=runs/demo-from-scratch
+PICTURES=$DEMO/grid.png
+started=$SECONDS
+
+rae() { run "$PYTHON" -m rae_scale "$@"; }
+
+# once PATH COMMAND...: run the command unless an earlier run has already made PATH, which appears only when complete.
+once() {
+  local made=$1
+  shift
+  if [[ -e $made ]]; then
+    printf '\n%s is there already\n' "$made"
+  else
+    "$@"
+  fi
+}
+
+once "$DEMO/shards" rae data shapes --out "$DEMO/tars" --count 100000 --seed 7
+once "$DEMO/shards" rae data build "$DEMO"/tars/*.tar --out "$DEMO/shards"
+once "$DEMO/tokenizer" rae data tokenizer "$DEMO/shards" --out "$DEMO/tokenizer"
+
+run env PROCESSES=1 launchers/torchrun.sh train configs/run/demo-encoder.yaml
+once "$DEMO/weights/encoder" rae checkpoint export "$DEMO/encoder" --out "$DEMO/weights/encoder"
+run env PROCESSES=2 launchers/deepspeed.sh train configs/run/demo-decoder.yaml
+once "$DEMO/weights/decoder" rae checkpoint export "$DEMO/decoder" --out "$DEMO/weights/decoder"
+run env PROCESSES=2 launchers/deepspeed.sh train configs/run/demo-pretrain.yaml
+
+rae sample "$DEMO/pretrain" --prompts-file configs/demo-prompts.txt --num-per-prompt 4 --out "$PICTURES"
+SCORE=$DEMO/shapes-score-$(date +%Y%m%d-%H%M%S)
+rae eval shapes "$DEMO/pretrain" --prompts-per-task 40 --samples-per-prompt 1 --out "$SCORE"
+
+cat <<END
+
+Done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s.
+  pictures        $PWD/$PICTURES
+  score           the table above: floor is chance, ceiling a perfect model; in $SCORE/report.txt
+  training curves $PYTHON -m tensorboard.main --logdir $DEMO
+END

@@ -1,0 +1,60 @@
+"""`rae-scale data` from pictures to shards and a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rae_scale.data.mds_reader import MDSReader
+from rae_scale.data.tokenizer import load_tokenizer
+
+Rae = Callable[..., str]
+
+
+@pytest.fixture
+def tars(rae: Rae, tmp_path: Path) -> Path:
+    rae("data", "shapes", "--out", tmp_path / "tars", "--count", 12, "--seed", 3)
+    return tmp_path / "tars"
+
+
+def test_shapes_become_shards(rae: Rae, tars: Path, tmp_path: Path) -> None:
+    said = rae("data", "build", tars / "shapes-00000.tar", "--out", tmp_path / "shards")
+    assert "12 samples in 1 shards" in said
+    assert len(MDSReader(tmp_path / "shards")) == 12
+
+
+def test_what_was_rejected_is_counted_and_listed(rae: Rae, tars: Path, tmp_path: Path) -> None:
+    tar = tars / "shapes-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-20_000])
+    said = rae("data", "build", tar, "--out", tmp_path / "shards")
+    assert f"damaged: {tar}" in said
+    (tmp_path / "one.jsonl").write_text('{"image": "nowhere.jpg", "conversations": []}\n')
+    said = rae("data", "build", tmp_path / "one.jsonl", "--out", tmp_path / "more")
+    assert "rejected 1 of 1" in said
+    assert str(tmp_path / "more/rejected.jsonl") in said
+
+
+def test_inspect_shows_tars_and_shards(rae: Rae, tars: Path, tmp_path: Path) -> None:
+    tar = tars / "shapes-00000.tar"
+    rae("data", "build", tar, "--out", tmp_path / "shards")
+    for path, kind in ((tar, "tar"), (tmp_path / "shards", "mds")):
+        said = rae("data", "inspect", path)
+        assert said.startswith(f"{path}: {kind}, 12 samples")
+        assert "12  JPEG images" in said
+        assert "image width: 64 to 64, median 64" in said
+        assert "[JPEG 64 x 64]  a photo of" in said
+
+
+def test_a_tokenizer_learns_the_words_of_the_data(rae: Rae, tars: Path, tmp_path: Path) -> None:
+    rae("data", "tokenizer", tars / "shapes-00000.tar", "--out", tmp_path / "tokenizer", "--vocab-size", 400)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert len(tokenizer("a photo of a").input_ids) == 4
+    assert "exists" in rae("data", "tokenizer", tars / "shapes-00000.tar", "--out", tmp_path / "tokenizer", status=2)
+
+
+def test_a_missing_input_is_named(rae: Rae, tmp_path: Path) -> None:
+    said = rae("data", "build", tmp_path / "no.tar", "--out", tmp_path / "shards", status=2)
+    assert said.startswith(f"rae-scale: error: {tmp_path / 'no.tar'}: no such file")
+    assert not (tmp_path / "shards").exists()
