@@ -118,16 +118,29 @@ def samples_of(path: Path) -> Iterator[Sample]:
         yield from (item.sample for item in Source(path) if item.sample is not None)
 
 
+def parse_weight(text: str) -> tuple[str, float]:
+    task, _, weight = text.partition("=")
+    try:
+        return task, float(weight)
+    except ValueError:
+        raise ValueError(f"--task-weight {text!r}: write it as TASK=WEIGHT, for example colors=2") from None
+
+
 @app.command()
 def shapes(
     out: Annotated[Path, typer.Option("--out", help="Folder of the tars.")],
     count: Annotated[int, typer.Option(min=1, help="Pictures.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Which stream of pictures.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of a picture in pixels.")] = 64,
+    task_weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=WEIGHT", help="How often a task's captions come, relative to the others; repeat."),
+    ] = None,
 ) -> None:
     """Draw captioned pictures of the shapes world as webdataset tars."""
     from rae_scale.data.shapes.tars import write_tars
-    from rae_scale.data.shapes.world import WorldConfig
+    from rae_scale.data.shapes.world import TASK_WEIGHTS, WorldConfig
 
-    paths = write_tars(out, count, seed, WorldConfig(size=size))
+    weights = {**TASK_WEIGHTS, **dict(parse_weight(text) for text in task_weight or [])}
+    paths = write_tars(out, count, seed, WorldConfig(size=size, task_weights=weights))
     print(f"{out}: {count:,} pictures in {len(paths)} tars")

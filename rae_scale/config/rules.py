@@ -74,6 +74,17 @@ def check_steps(config: Config) -> list[str]:
     problems = []
     if low >= high:
         problems.append(f"sampler.guidance_interval=[{low}, {high}] is empty; the first time must be the smaller one")
+    if config.sampler.grid == "compat":
+        if config.sampler.method != "euler":
+            problems.append(
+                f"sampler.method={config.sampler.method} with sampler.grid=compat: the official release has Euler "
+                "steps only; use sampler.method=euler, or sampler.grid=clean"
+            )
+        if not 3 <= config.sampler.steps <= 1000:
+            problems.append(
+                f"sampler.steps={config.sampler.steps} with sampler.grid=compat: steps are picked from the official "
+                "release's 1000 times; choose 3 to 1000"
+            )
     if "{caption}" not in config.data.prompt_template:
         problems.append(f"data.prompt_template={config.data.prompt_template!r} has no {{caption}} in it; add one")
     return problems

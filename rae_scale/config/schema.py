@@ -49,7 +49,7 @@ class LLMConfig(Section):
 class EncoderConfig(Section):
     """The frozen encoder whose latents are generated."""
 
-    name: str = Field("siglip2-so400m", description="siglip2-so400m | webssl-l | flux-vae | siglip-tiny")
+    name: str = Field("siglip2-so400m", description="siglip2-so400m | webssl-l | flux-vae | siglip-demo")
     path: str | None = Field(None, description="folder or hub id of weights; null starts from random weights")
 
 
@@ -105,6 +105,7 @@ class DataConfig(Section):
     micro_batch_size: Positive | None = Field(None, description="samples per rank and forward; null is one micro-step")
     max_seq_len: Positive = 512
     prompt_template: str = Field("Generate an image of {caption}", description="human turn of a captioned image")
+    label_markup: bool = Field(False, description="text loss also on ChatML markup of all turns, as the release does")
     num_workers: NonNegative = 2
     max_bad_fraction: Fraction = Field(0.01, description="stop when more samples than this could not be read")
     max_pixels: Positive = Field(89_478_485, description="images with more pixels are refused before decoding")

@@ -127,7 +127,7 @@ def partial_folder(out_dir: Path) -> Iterator[Path]:
         os.replace(partial, out_dir)
         sync_folder(out_dir.parent)
     except BaseException:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # the error that led here matters more
         raise
     finally:
         os.close(lock)

@@ -91,7 +91,7 @@ class TarReader:
                     self.damage = self._tail_damage(archive.offset, size)
         # tarfile lets some of these escape from malformed pax records.
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            self.damage = f"not a readable tar from here on: {error}"
+            self.damage = f"cannot be read to its end, truncated, corrupt or not a tar: {error}"
 
     def _scan_members(self, archive: tarfile.TarFile, size: int) -> None:
         end = 0

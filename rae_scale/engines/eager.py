@@ -25,7 +25,7 @@ class EagerEngine(LocalEngine):
         device: torch.device,
     ) -> None:
         super().__init__(cfg, optim, module, device)
-        self._attach(cfg, optim, module.to(device), group_of)
+        self._attach(optim, module.to(device), group_of)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

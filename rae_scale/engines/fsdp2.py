@@ -42,8 +42,8 @@ class FSDP2Engine(LocalEngine):
         super().__init__(cfg, optim, module, device)
         self._made_process_group = one_process_group(device)
         self._fsdp_mesh = fsdp_mesh(mesh, device)
-        shard_module(module.to(device), self._fsdp_mesh, cfg.precision)
-        self._attach(cfg, optim, module, group_of)
+        shard_module(module, self._fsdp_mesh, cfg.precision)
+        self._attach(optim, module, group_of)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.module.set_requires_gradient_sync(last)
@@ -107,6 +107,7 @@ def shard_module(module: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # This also moves each unit to the device of the mesh, one at a time, so a model need not fit there whole.
     for unit in [*blocks_of(module), module]:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     for unit in units_of(module):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from rae_scale.config.schema import EngineConfig, OptimConfig
+from rae_scale.config.schema import OptimConfig
 from rae_scale.engines.optimizer import adamw, group_parameters, init_state
 from rae_scale.engines.sharded import ShardedEngine
 from rae_scale.engines.shards import Shard
@@ -19,22 +19,22 @@ class LocalEngine(ShardedEngine):
     A trainable parameter that got no gradient in a step is left alone in that step, as torch's optimizers do.
     """
 
-    def _attach(self, cfg: EngineConfig, optim: OptimConfig, module: nn.Module, group_of: Callable[[str], str]) -> None:
+    def _attach(self, optim: OptimConfig, module: nn.Module, group_of: Callable[[str], str]) -> None:
         """Describe `module`, whose parameters are in their final place, and build the optimizer over it."""
         groups = group_parameters(module, group_of, optim)
         group_of_name = {name: group for group, members in groups.items() for name, _ in members}
         self.module = module
         self.shards = []
-        self._trainable: list[tuple[nn.Parameter, Shard]] = []
+        self._trainable: dict[str, list[tuple[nn.Parameter, Shard]]] = {group: [] for group in groups}
         for name, parameter in module.named_parameters():
             shard = self._shard(name, parameter, group_of_name.get(name))
             self.shards.append(shard)
             if shard.group is not None and shard.start < shard.stop:
-                self._trainable.append((parameter, shard))
+                self._trainable[shard.group].append((parameter, shard))
         self.optimizer = adamw(
-            {group: [shard.weight for _, shard in self._trainable if shard.group == group] for group in groups}, optim
+            {group: [shard.weight for _, shard in members] for group, members in self._trainable.items()}, optim
         )
-        for _, shard in self._trainable:
+        for _, shard in self._members():
             init_state(self.optimizer, shard.weight)
             shard.tensors["exp_avg"] = self.optimizer.state[shard.weight]["exp_avg"]
             shard.tensors["exp_avg_sq"] = self.optimizer.state[shard.weight]["exp_avg_sq"]
@@ -48,19 +48,24 @@ class LocalEngine(ShardedEngine):
     def _local(self, tensor: Tensor) -> Tensor:
         """The memory of a parameter or gradient on this rank."""
 
+    def _members(self) -> Iterator[tuple[nn.Parameter, Shard]]:
+        for members in self._trainable.values():
+            yield from members
+
     def _gradients(self) -> dict[str, list[Tensor]]:
-        gradients: dict[str, list[Tensor]] = {group["name"]: [] for group in self.optimizer.param_groups}
-        for parameter, shard in self._trainable:
+        for parameter, shard in self._members():
             if parameter.grad is not None:
                 shard.weight.grad = self._local(parameter.grad).reshape(-1)
-                gradients[shard.group].append(shard.weight.grad)
-        return gradients
+        return {
+            group: [shard.weight.grad for _, shard in members if shard.weight.grad is not None]
+            for group, members in self._trainable.items()
+        }
 
     def _update(self) -> None:
         self.optimizer.step()
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
-        for parameter, shard in self._trainable:
+        for parameter, shard in self._members():
             parameter.grad = None
             shard.weight.grad = None

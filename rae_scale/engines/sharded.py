@@ -31,7 +31,9 @@ class ShardedEngine(ABC):
         self.precision = cfg.precision
         self.max_grad_norm = optim.max_grad_norm
         self.ema_decay = optim.ema_decay
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: tuple(parameter.shape) for name, parameter in module.named_parameters()
+        }
         self._optimizer_step = 0
 
     def _ready(self) -> None:

@@ -25,7 +25,7 @@ from rae_scale.infer.load import STATE_KIND, Weights, decoding_encoder, find_che
 from rae_scale.models.composite import ScaleRAE, build_scale_rae
 from rae_scale.parallel.mesh import choose_device
 from rae_scale.state import read_weights
-from rae_scale.train.parts import build_decode, load_stage_tokenizer, load_weights
+from rae_scale.train.parts import build_decode, load_stage_tokenizer, load_weights, without_llm_weights
 from rae_scale.train.sampling import prompt_batch, sample_latents
 
 # The sampler's noise is a function of (seed, sample index). A picture's own seed is its index here, so that its noise
@@ -86,9 +86,9 @@ class TextToImage:
                 "decoder weights with --decoder"
             )
         tokenizer = load_stage_tokenizer(config)
-        model = build_scale_rae(
-            without_pretrained_llm(config).model, encoder.channels, encoder.num_tokens, len(tokenizer)
-        )
+        # The checkpoint holds the whole model, frozen parts too.
+        named = without_llm_weights(config).model
+        model = build_scale_rae(named, encoder.channels, encoder.num_tokens, len(tokenizer))
         load_weights(model, read_weights(checkpoint, STATE_KIND[weights]), str(checkpoint))
         chat = ChatTokenizer(tokenizer, encoder.num_tokens, config.data.max_seq_len)
         return cls(model.to(torch_device), decode, chat, config, encoder.image_size)
@@ -143,9 +143,3 @@ def for_inference(config: Config, decoder: str | Path | None) -> Config:
     if decoder is not None:
         model = model.model_copy(update={"decoder": model.decoder.model_copy(update={"path": str(decoder)})})
     return config.model_copy(update={"run": run, "model": model, "data": data})
-
-
-def without_pretrained_llm(config: Config) -> Config:
-    """A checkpoint holds the whole model, frozen parts too, so nothing is read from `model.llm.path`."""
-    llm = config.model.llm.model_copy(update={"path": None})
-    return config.model_copy(update={"model": config.model.model_copy(update={"llm": llm})})

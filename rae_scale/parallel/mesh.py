@@ -59,15 +59,6 @@ class Mesh:
         """Which slice of the global batch is this process's: equal for ranks that differ in sp or tp only."""
         return self.rank // (self.sp * self.tp)
 
-    @property
-    def dp_group_size(self) -> int:
-        return self.dp_world * self.sp
-
-    @property
-    def shard_group(self) -> dist.ProcessGroup | None:
-        """The ranks that together hold every parameter once: dp_shard x sp."""
-        return None if self.device_mesh is None else self.device_mesh["shard"].get_group()
-
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over `dp_group`, in place."""
         if self.dp_group is not None:

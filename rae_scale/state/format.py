@@ -17,12 +17,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from safetensors import safe_open
 
 from rae_scale.engines.base import Kind
 
@@ -59,12 +60,21 @@ class TensorEntry:
 
 Index = dict[str, TensorEntry]
 
-IndexRow = tuple[Kind, str, tuple[int, ...], int, int, str]
-"""kind, name, shape, start, stop, file"""
+IndexRow = tuple[Kind, str, int, int, str]
+"""kind, name, start, stop, file"""
 
 
 def key(kind: Kind, name: str, start: int) -> str:
     return f"{kind}/{name}/{start}"
+
+
+def rows_of(path: Path) -> Iterator[IndexRow]:
+    """What a rank has written, from the header of its file alone."""
+    with safe_open(path, framework="pt") as file:
+        for text in file.keys():  # noqa: SIM118 (not a mapping)
+            kind, name, start = text.split("/")
+            (length,) = file.get_slice(text).get_shape()
+            yield kind, name, int(start), int(start) + length, path.name
 
 
 def step_folder(step: int) -> str:
@@ -85,16 +95,15 @@ def replaced_folder(final: Path) -> Path:
     return final.parent / f".{final.name}.old"
 
 
-def build_index(rows: Iterable[IndexRow]) -> Index:
-    """The index of all ranks' rows.
+def build_index(shapes: Mapping[str, tuple[int, ...]], rows: Iterable[IndexRow]) -> Index:
+    """The index of all ranks' pieces, in the order of `shapes`.
 
     Raises:
         CheckpointError: some element of a tensor is in no piece, or in two.
     """
-    index: Index = {}
-    for kind, name, shape, start, stop, file in rows:
-        entry = index.setdefault(name, TensorEntry(shape))
-        entry.ranges.setdefault(kind, []).append(Range(start, stop, file))
+    index = {name: TensorEntry(shape, {"weight": []}) for name, shape in shapes.items()}
+    for kind, name, start, stop, file in rows:
+        index[name].ranges.setdefault(kind, []).append(Range(start, stop, file))
     for name, entry in index.items():
         for kind, ranges in entry.ranges.items():
             ranges.sort(key=lambda item: item.start)

@@ -21,12 +21,12 @@ from rae_scale.state.format import (
     MANIFEST,
     STATE,
     CheckpointError,
-    IndexRow,
     build_index,
     index_to_json,
     key,
     rank_file,
     replaced_folder,
+    rows_of,
     step_folder,
     sync,
     sync_folder,
@@ -54,9 +54,9 @@ def save_checkpoint(
     temporary = temporary_folder(final)
     try:
         on_main(mesh, lambda: make_temporary(temporary))
-        written = agree(mesh, lambda: write_rank(temporary / rank_file(mesh.rank), engine))
+        hashes = agree(mesh, lambda: write_rank(temporary / rank_file(mesh.rank), engine))
         state = {**extra, **describe_state(step, engine, mesh)}
-        on_main(mesh, lambda: describe(temporary, written, state))
+        on_main(mesh, lambda: describe(temporary, engine.shapes, hashes, state))
         on_main(mesh, lambda: publish(temporary, final))
         on_main(mesh, lambda: prune(final, keep_last))
     except CheckpointError as error:
@@ -86,16 +86,14 @@ def make_temporary(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def write_rank(path: Path, engine: Engine) -> tuple[str, list[IndexRow]]:
-    """Write this rank's pieces. Returns the file's hash and the rows of the index."""
+def write_rank(path: Path, engine: Engine) -> str:
+    """Write this rank's pieces and return the file's hash."""
     if not path.parent.is_dir():
         raise CheckpointError(
             f"{path.parent} was made by the main rank but is not visible here; put run.dir on a file system that all "
             "nodes share"
         )
-    pieces = list(engine.pieces())
-    digest = write_tensors(path, [to_write(piece) for piece in pieces], metadata={})
-    return digest, [(p.kind, p.name, p.shape, p.start, p.stop, path.name) for p in pieces]
+    return write_tensors(path, [to_write(piece) for piece in engine.pieces()], metadata={})
 
 
 def to_write(piece: Piece) -> TensorToWrite:
@@ -103,13 +101,16 @@ def to_write(piece: Piece) -> TensorToWrite:
     return TensorToWrite(key(piece.kind, piece.name, piece.start), (length,), torch.float32, lambda: piece.tensor)
 
 
-def describe(folder: Path, written: list[tuple[str, list[IndexRow]]], state: dict[str, Any]) -> None:
+def describe(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], rank_hashes: list[str], state: dict[str, Any]
+) -> None:
     """Write the index, the state, and last the manifest, which makes the folder complete."""
-    hashes = {rank_file(rank): digest for rank, (digest, _) in enumerate(written)}
-    index = build_index(row for _, rows in written for row in rows)
-    hashes[INDEX] = write_json(folder / INDEX, index_to_json(index))
-    hashes[STATE] = write_json(folder / STATE, state)
-    write_json(folder / MANIFEST, hashes)
+    manifest = {rank_file(rank): digest for rank, digest in enumerate(rank_hashes)}
+    # From the files: every rank telling the main one what it wrote would be megabytes per rank.
+    index = build_index(shapes, (row for name in manifest for row in rows_of(folder / name)))
+    index_hash = write_json(folder / INDEX, index_to_json(index))
+    state_hash = write_json(folder / STATE, state)
+    write_json(folder / MANIFEST, {**manifest, INDEX: index_hash, STATE: state_hash})
     sync_folder(folder)
 
 

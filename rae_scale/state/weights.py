@@ -23,6 +23,7 @@ def read_weights(path: str | Path, kind: WeightKind | None = None, prefix: str |
     kind: "ema" for the moving average (a frozen parameter's weight is its own average), "weight" for the raw weights;
     None takes the average if the run kept one. An exported folder has one kind, which was chosen when it was exported.
     prefix: only the names that begin with it, which is cut off: prefix="dit." gives a state dict for the DiT.
+    Every file is compared with its hash first.
 
     Raises:
         CheckpointError: files are missing or damaged, there is no moving average to take, or no name has the prefix.

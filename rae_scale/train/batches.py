@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from rae_scale.data.chat import ChatTokenizer, SampleTooLong, TokenizedSample
 from rae_scale.data.collate import Batch, collate
 from rae_scale.data.record import BadSample, DecodedSample
+from rae_scale.data.tokenizer import encode_captions
 from rae_scale.data.transforms import to_float
+from rae_scale.models.conditioner import IGNORE_LABEL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NO_TEXT = TokenizedSample([], [], answer_start=-1, user_start=-1)
 
@@ -61,20 +67,35 @@ class ConversationBatches:
 
 @dataclass(frozen=True)
 class ImageBatches:
-    """Images, and if `captioned` their captions as text: no conversation, no tokens (stages `encoder`, `decoder`)."""
+    """Images alone: no conversation, no tokens (stage `decoder`)."""
 
     image_size: int
-    captioned: bool
 
     def prepare(self, decoded: DecodedSample) -> PreparedSample:
         if decoded.pixels is None:
             raise BadSample("no image", "this stage trains on images")
-        if self.captioned and not decoded.sample.captions:
-            raise BadSample("no caption", "this stage trains on images with their captions")
         return prepared(decoded, NO_TEXT)
 
     def collate(self, samples: Sequence[PreparedSample]) -> Batch:
         return stack(samples, self.image_size, pad_id=0)
+
+
+@dataclass(frozen=True)
+class CaptionBatches(ImageBatches):
+    """Images and the tokens of their captions, without a conversation around them (stage `encoder`)."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def prepare(self, decoded: DecodedSample) -> PreparedSample:
+        if not decoded.sample.captions:
+            raise BadSample("no caption", "this stage trains on images with their captions")
+        return super().prepare(decoded)
+
+    def collate(self, samples: Sequence[PreparedSample]) -> Batch:
+        ids, mask = encode_captions(self.tokenizer, [sample.caption for sample in samples], self.max_length)
+        labels = torch.full_like(ids, IGNORE_LABEL)
+        return replace(super().collate(samples), input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def prepared(decoded: DecodedSample, tokens: TokenizedSample) -> PreparedSample:

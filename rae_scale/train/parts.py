@@ -20,7 +20,7 @@ from rae_scale.models.encoders.flux_vae import FluxVAEEncoder
 from rae_scale.models.encoders.siglip_demo import load_siglip_demo
 from rae_scale.models.zoo import build_decoder
 from rae_scale.state import read_weights
-from rae_scale.train.batches import BatchMaker, ConversationBatches, ImageBatches
+from rae_scale.train.batches import BatchMaker, CaptionBatches, ConversationBatches, ImageBatches
 from rae_scale.train.stages import DecoderStage, EncoderStage, GenerationStage, Stage
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def build_generation(config: Config, device: torch.device) -> Parts:
     tokenizer = load_stage_tokenizer(config)
     encoder = build_encoder(config.model.encoder)
     model = build_scale_rae(config.model, encoder.channels, encoder.num_tokens, len(tokenizer))
-    chat = ChatTokenizer(tokenizer, encoder.num_tokens, config.data.max_seq_len)
+    data = config.data
+    chat = ChatTokenizer(tokenizer, encoder.num_tokens, data.max_seq_len, label_markup=data.label_markup)
     stage = GenerationStage(model, encoder.to(device), config.flow, seed=config.run.seed)
-    return Parts(stage, ConversationBatches(chat, config.data.prompt_template, encoder.image_size))
+    return Parts(stage, ConversationBatches(chat, data.prompt_template, encoder.image_size))
 
 
 def build_decoder_stage(config: Config, device: torch.device) -> Parts:
@@ -59,7 +60,7 @@ def build_decoder_stage(config: Config, device: torch.device) -> Parts:
     decoder = build_stage_decoder(config, encoder)
     check_same_images(config, decoder, encoder)
     stage = DecoderStage(decoder, encoder.to(device), config.loss)
-    return Parts(stage, ImageBatches(encoder.image_size, captioned=False))
+    return Parts(stage, ImageBatches(encoder.image_size))
 
 
 def build_encoder_stage(config: Config, device: torch.device) -> Parts:
@@ -72,7 +73,8 @@ def build_encoder_stage(config: Config, device: torch.device) -> Parts:
         )
     vision = load_siglip_demo(config.model.encoder.path)
     model = ContrastiveModel(vision, TextTowerConfig(vocab_size=len(tokenizer)))
-    return Parts(EncoderStage(model, tokenizer, config.loss), ImageBatches(vision.image_size, captioned=True))
+    batches = CaptionBatches(vision.image_size, tokenizer, model.text.cfg.max_length)
+    return Parts(EncoderStage(model, config.loss), batches)
 
 
 BUILDERS: dict[str, Callable[[Config, torch.device], Parts]] = {

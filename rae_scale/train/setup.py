@@ -130,7 +130,7 @@ def init_weights(module: nn.Module, origin: str) -> None:
 def build_callbacks(config: Config, folder: Path, parts: Parts, saved: dict[str, Any], mesh: Mesh) -> list[Callback]:
     """In the order in which they run: a step is logged, then saved, then looked at."""
     run = config.run
-    callbacks: list[Callback] = [MetricsLog(folder / "metrics.jsonl"), ProgressLine(run.log_every)]
+    callbacks: list[Callback] = [MetricsLog(), ProgressLine(run.log_every)]
     if run.tensorboard:
         callbacks.append(TensorBoard(folder / "tensorboard", run.log_every))
     callbacks.append(Checkpoints(saved))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 
 from rae_scale.cli.main import main
-from tests.infer.trained import Trained, make_trained
 
 
 @pytest.fixture
@@ -22,8 +21,3 @@ def rae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return printed.err if status else printed.out
 
     return run
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return make_trained(tmp_path_factory.mktemp("trained"))

@@ -36,6 +36,11 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             "parallel.dp_replicate=2 with engine.name=zero",
         ),
         ({"sampler": {"guidance_interval": [0.6, 0.2]}}, "sampler.guidance_interval=[0.6, 0.2] is empty"),
+        (
+            {"sampler": {"grid": "compat", "method": "heun"}},
+            "sampler.method=heun with sampler.grid=compat: the official release has Euler steps only",
+        ),
+        ({"sampler": {"grid": "compat", "steps": 2}}, "sampler.steps=2 with sampler.grid=compat"),
         ({"data": {"prompt_template": "draw it"}}, "data.prompt_template='draw it' has no {caption}"),
     ],
 )

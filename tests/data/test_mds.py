@@ -11,6 +11,7 @@ import pytest
 import xxhash
 
 from rae_scale.data import mds_reader
+from rae_scale.data.mds_format import Column, decode_sample
 from rae_scale.data.mds_reader import MDSReader
 from rae_scale.data.mds_writer import MDSWriter
 from rae_scale.data.record import BadSample, Sample, Turn
@@ -158,6 +159,15 @@ def test_columns_of_another_kind_are_bad_samples(shards, good: bytes, other: byt
     path.write_bytes(path.read_bytes().replace(good, other))
     with pytest.raises(BadSample, match="corrupt row"):
         MDSReader(folder)[0]
+
+
+@pytest.mark.parametrize("length", [5, 7, 2**31])
+def test_a_wrong_column_length_is_a_bad_sample(length: int) -> None:
+    columns = (Column("caption", "str", None), Column("image", "bytes", None))
+    row = struct.pack("<2I", 1, 6) + b"xpixels"
+    assert decode_sample(row, columns, "k") == Sample("k", b"pixels", ("x",))
+    with pytest.raises(BadSample, match="column sizes add up to"):
+        decode_sample(struct.pack("<2I", 1, length) + row[8:], columns, "k")
 
 
 def test_a_shard_cut_after_it_was_opened_is_a_bad_sample(shards) -> None:

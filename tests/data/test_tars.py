@@ -166,7 +166,7 @@ def test_a_file_that_is_no_tar_has_no_samples_and_says_why(tmp_path: Path, data:
     path.write_bytes(data)
     with TarReader(path) as reader:
         assert reader.groups == []
-        assert reader.damage is not None and "not a readable tar" in reader.damage
+        assert reader.damage is not None and "not a tar" in reader.damage
 
 
 def test_a_chain_of_long_name_headers_does_not_exhaust_the_stack(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_the_writer_writes_safetensors(dtype: torch.dtype, tmp_path: Path) -> No
     to_write = [TensorToWrite(name, tuple(t.shape), dtype, lambda t=t: t) for name, t in contents.items()]
     digest = write_tensors(path, to_write, {"kind": "ema"})
     assert digest == xxhash.xxh3_128_hexdigest(path.read_bytes())
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0, "tensors begin aligned, as the library's own do"
     assert_same(load_file(path), {name: tensor.to(dtype) for name, tensor in contents.items()})
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"kind": "ema"}

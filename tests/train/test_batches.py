@@ -10,7 +10,7 @@ from tiny_world import TinyWorld, make_sample
 from rae_scale.data.chat import ChatTokenizer
 from rae_scale.data.record import BadSample, DecodedSample, Sample, Turn
 from rae_scale.data.tokenizer import load_tokenizer
-from rae_scale.train.batches import ConversationBatches, ImageBatches
+from rae_scale.train.batches import CaptionBatches, ConversationBatches, ImageBatches
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,6 @@ def test_makers_of_batches_travel_to_workers(conversations: ConversationBatches)
     copy = pickle.loads(pickle.dumps(conversations))
     sample = decoded(make_sample(0))
     assert copy.prepare(sample).tokens == conversations.prepare(sample).tokens
-    assert pickle.loads(pickle.dumps(ImageBatches(4, captioned=True))) == ImageBatches(4, captioned=True)
 
 
 def test_a_conversation_that_cannot_be_used_says_why(conversations: ConversationBatches) -> None:
@@ -50,8 +49,8 @@ def test_a_conversation_that_cannot_be_used_says_why(conversations: Conversation
         conversations.prepare(decoded(Sample("k", None, (), (Turn("human", "<image>"), Turn("gpt", "yes")))))
 
 
-def test_image_stages_need_images_and_captions() -> None:
-    images, pairs = ImageBatches(4, captioned=False), ImageBatches(4, captioned=True)
+def test_image_stages_need_images_and_captions(world: TinyWorld) -> None:
+    images, pairs = ImageBatches(4), CaptionBatches(4, load_tokenizer(world.tokenizer), max_length=6)
     uncaptioned = Sample("k", b"image", (), (Turn("human", "<image>"), Turn("gpt", "yes")))
     batch = images.collate([images.prepare(decoded(uncaptioned))])
     assert batch.input_ids.shape == (1, 0) and batch.pixels.shape == (1, 3, 4, 4)
@@ -59,3 +58,14 @@ def test_image_stages_need_images_and_captions() -> None:
         pairs.prepare(decoded(uncaptioned))
     with pytest.raises(BadSample, match="no image"):
         images.prepare(decoded(make_sample(7)))
+
+
+def test_captions_are_tokens_without_a_conversation(world: TinyWorld) -> None:
+    tokenizer = load_tokenizer(world.tokenizer)
+    maker = CaptionBatches(4, tokenizer, max_length=6)
+    samples = [Sample("a", b"image", ("a red picture",)), Sample("b", b"image", ("a red picture " * 9,))]
+    batch = maker.collate([maker.prepare(decoded(sample)) for sample in samples])
+    assert batch.input_ids.shape == (2, 6) and batch.attention_mask[1].all()
+    length = int(batch.attention_mask[0].sum())
+    assert tokenizer.decode(batch.input_ids[0, :length]) == "a red picture"
+    assert (batch.labels == -100).all()

@@ -109,6 +109,8 @@ class DieAt(Callback):
 def test_steps_after_the_last_checkpoint_are_redone_and_logged_once(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Position 28 makes step 4 a skipped one: after the checkpoint of step 2, so it is met twice by the run that dies.
+    monkeypatch.setattr(GenerationStage, "prepare", poisoning(GenerationStage.prepare, position=28))
     settings = {"run__max_steps": 5, "run__save_every": 2, "optim__ema_decay": 0.9}
     train(world.config(tmp_path / "straight", **settings))
     with monkeypatch.context() as patch:
@@ -119,6 +121,7 @@ def test_steps_after_the_last_checkpoint_are_redone_and_logged_once(
         file.write('{"step": 4, "lo')  # what a kill in the middle of a write leaves
     train(world.config(tmp_path / "killed", **settings))
     assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
+    assert (tmp_path / "killed" / "skipped.jsonl").read_text() == (tmp_path / "straight" / "skipped.jsonl").read_text()
     assert_same_weights(tmp_path / "killed", tmp_path / "straight")
 
 

@@ -28,7 +28,7 @@ from rae_scale.data.shapes.render import SIGNED_DISTANCE, Bytes, Floats
 Mask = NDArray[np.bool_]
 
 MIN_CONTRAST = 45.0  # RGB distance to the background; the palest color, pink, has about 130
-MIN_AREA = 60  # pixels of 64 x 64: less is a speck; the smallest shape that is drawn covers 134
+MIN_AREA = 60  # pixels of 64 x 64: less is a speck; a triangle of radius 8 covers 134
 MAX_OBJECTS = 16  # GenEval's limit per class
 MIN_OVERLAP = 0.65  # clean shapes reach 0.92; those warped by 1 px but still told apart by eye, 0.65
 POSITION_THRESHOLD = 0.1  # GenEval: share of the two objects' sizes that does not count as an offset

@@ -42,8 +42,9 @@ class WorldConfig:
     """Sizes and jitters are pixels of a 64 px canvas and scale with `size`.
 
     `radius` and `jitter` give, for each layout (one, two, grid), the radius range and the largest displacement of a
-    centre. Radii and displacements are multiples of `lattice`: a continuum of places would cost a small model most of
-    its capacity. `task_weights` weighs the training stream. `held_out` pairs are in no training picture.
+    centre. Radii step by `lattice` from their smallest and centres from their cell's: a continuum of places would cost
+    a small model most of its capacity. `task_weights` weighs the training stream, `held_out` pairs are in no picture of
+    it.
     """
 
     size: int = 64
@@ -64,6 +65,8 @@ class WorldConfig:
         """Raises ValueError: shapes would be too small, overlap or leave the canvas, or a task would have no prompt."""
         if self.size < 32:
             raise ValueError(f"size={self.size} is too small for four shapes that can be told apart; use 32 or more")
+        if self.lattice <= 0:
+            raise ValueError(f"lattice={self.lattice} must be above 0; it is the step of radii and places in pixels")
         widest = max(extent for extents in HALF_EXTENT.values() for extent in extents)
         for name, half_cell in (("radius_one", 32), ("radius_two", 16), ("radius_grid", 16)):
             low, high = getattr(self, name)
@@ -78,8 +81,6 @@ class WorldConfig:
             raise ValueError(f"task_weights={dict(self.task_weights)} must be >= 0 with a sum above 0; raise one")
 
     def _check_held_out(self) -> None:
-        if self.lattice <= 0:
-            raise ValueError(f"lattice={self.lattice} must be above 0; it is the step of radii and places in pixels")
         for pair in sorted(self.held_out):
             if pair[0] not in SHAPES or pair[1] not in COLORS:
                 raise ValueError(
@@ -192,7 +193,7 @@ def _arrange(prompt: Prompt, draws: list[float], config: WorldConfig) -> Scene:
         # Equal objects of a counting scene share one color; elsewhere each uncaptioned color is drawn alone.
         choice = draws[_SHARED_COLOR] if prompt.tag == "counting" else own[_COLOR]
         color = color or _pick(allowed_colors(shape, config.held_out), choice)
-        r = radius[0] + config.lattice * int(own[_RADIUS] * (steps_within(radius[1] - radius[0], config.lattice) + 1))
+        r = radius[0] + config.lattice * int(own[_RADIUS] * (_steps_within(radius[1] - radius[0], config.lattice) + 1))
         extent_x, extent_y = HALF_EXTENT[shape]
         room_x = min(jitter, half_width - MARGIN - extent_x * r)
         room_y = min(jitter, half_height - MARGIN - extent_y * r)
@@ -202,14 +203,14 @@ def _arrange(prompt: Prompt, draws: list[float], config: WorldConfig) -> Scene:
     return Scene(prompt, tuple(objects), low + (high - low) * draws[_BACKGROUND], config.size)
 
 
-def steps_within(length: float, step: float) -> int:
+def _steps_within(length: float, step: float) -> int:
     """How many whole steps fit into `length`."""
     return int(length / step + 1e-9)  # 4.0 / 2.0 must not become 1.999...
 
 
 def _displacement(uniform: float, room: float, step: float) -> float:
     """A multiple of `step` in [-room, room], each equally likely."""
-    reach = steps_within(max(room, 0.0), step)
+    reach = _steps_within(max(room, 0.0), step)
     return step * (int(uniform * (2 * reach + 1)) - reach)
 
 

@@ -1,4 +1,4 @@
-"""`<run.dir>/metrics.jsonl`: one JSON object per step, always."""
+"""`metrics.jsonl` in the run's folder: one JSON object per step, always."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 class MetricsLog(Callback):
-    """Append a line per step, numbers in full precision. On resume the steps that will be redone are dropped."""
+    """Append a line per step, numbers in full precision.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    On resume the steps that will be done again are dropped, here and from `skipped.jsonl`: each step is there once.
+    """
+
+    def __init__(self) -> None:
         self.file: TextIO | None = None
 
     def on_train_start(self, run: Run) -> None:
-        keep_steps_until(self.path, run.step)
-        self.file = self.path.open("a", encoding="utf-8")
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            keep_steps_until(run.folder / name, run.step)
+        self.file = (run.folder / "metrics.jsonl").open("a", encoding="utf-8")
 
     def on_step_end(self, run: Run, metrics: Metrics) -> None:
         assert self.file is not None

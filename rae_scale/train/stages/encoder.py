@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from torch import nn
 
 from rae_scale.config.schema import LossConfig
 from rae_scale.data.collate import Batch
-from rae_scale.data.tokenizer import encode_captions
 from rae_scale.models.encoders.contrastive import ContrastiveModel, dense_loss, same_caption, sigmoid_loss
 from rae_scale.models.flops import contrastive_cost
 from rae_scale.train.stages.base import LossOutput, Totals
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class EncoderInputs:
-    pixels: Tensor
-    """[B, 3, S, S] in [0, 1]."""
-    input_ids: Tensor
-    """int64 [B, L], the captions alone."""
-    attention_mask: Tensor
-    """int64 [B, L]."""
 
 
 class EncoderStage:
@@ -35,9 +18,8 @@ class EncoderStage:
     of ranks change it.
     """
 
-    def __init__(self, model: ContrastiveModel, tokenizer: PreTrainedTokenizerBase, cfg: LossConfig) -> None:
+    def __init__(self, model: ContrastiveModel, cfg: LossConfig) -> None:
         self.module: ContrastiveModel = model
-        self.tokenizer = tokenizer
         self.cfg = cfg
 
     def group_of(self, parameter_name: str) -> str:
@@ -46,11 +28,10 @@ class EncoderStage:
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"images": float(len(batch))}
 
-    def prepare(self, batch: Batch, step: int) -> EncoderInputs:
-        ids, mask = encode_captions(self.tokenizer, batch.captions, self.module.text.cfg.max_length)
-        return EncoderInputs(batch.pixels, ids.to(batch.pixels.device), mask.to(batch.pixels.device))
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        return batch
 
-    def loss(self, module: nn.Module, inputs: EncoderInputs, totals: Totals) -> LossOutput:
+    def loss(self, module: nn.Module, inputs: Batch, totals: Totals) -> LossOutput:
         output = module(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         contrastive = sigmoid_loss(output, same_caption(inputs.input_ids))
         dense = dense_loss(output, inputs.pixels)
@@ -62,5 +43,4 @@ class EncoderStage:
         return LossOutput(per_sample.sum() / totals["images"], per_sample.detach(), sums)
 
     def flops(self, batch: Batch) -> float:
-        longest = max(len(caption) for caption in batch.captions)
-        return contrastive_cost(self.module, longest).training * len(batch)
+        return contrastive_cost(self.module, caption_tokens=batch.input_ids.shape[1]).training * len(batch)

@@ -66,7 +66,7 @@ class GenerationStage:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return {
-            "labelled_tokens": float((batch.labels[:, 1:] != IGNORE_LABEL).sum()),
+            "labelled_tokens": float(labelled_positions(batch).sum()),
             "answer_images": float((batch.answer_start >= 0).sum()),
         }
 
@@ -102,9 +102,9 @@ class GenerationStage:
         tokens, images = max(1.0, totals["labelled_tokens"]), max(1.0, totals["answer_images"])
         text_share = self.flow.text_weight * output.text_loss_sum / tokens
         flow_share = self.flow.flow_weight * flow.sum() / images
-        own = self.counts(batch)
+        labelled = labelled_positions(batch).sum()
         sums = {
-            "loss_text": (output.text_loss_sum, own["labelled_tokens"]),
+            "loss_text": (output.text_loss_sum, labelled),
             "loss_flow": (flow.sum(), answered.sum()),
             **by_timestep(flow.detach(), inputs.t, answered),
         }
@@ -132,6 +132,11 @@ class GenerationStage:
             + (language.training if self.llm_trains else language.frozen_training)
             + generator.training * answers
         )
+
+
+def labelled_positions(batch: Batch) -> Tensor:
+    """bool [B, L - 1]: positions whose next token is to be learned."""
+    return batch.labels[:, 1:] != IGNORE_LABEL
 
 
 def by_timestep(flow: Tensor, t: Tensor, answered: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

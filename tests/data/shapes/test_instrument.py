@@ -6,12 +6,23 @@ from rae_scale.data.shapes.checker import Detection, detect, judge
 from rae_scale.data.shapes.instrument import CONDITIONS, chance_floor, measure_instrument, near_miss
 from rae_scale.data.shapes.prompts import HELD_OUT, TASKS, Prompt
 from rae_scale.data.shapes.render import render
-from rae_scale.data.shapes.world import sample_scene
+from rae_scale.data.shapes.world import WorldConfig, sample_scene
+
+# Wider ranges and no lattice: a model's pictures do not keep to the one of training.
+CONTINUUM = WorldConfig(
+    radius_one=(12.0, 17.0),
+    radius_two=(9.0, 12.0),
+    radius_grid=(8.0, 10.0),
+    jitter_one=6.0,
+    jitter_two=3.0,
+    lattice=0.01,
+)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_checker_is_right_on_known_pictures(condition: str) -> None:
-    scenes = [sample_scene(11, index, task=task) for task in (*TASKS, HELD_OUT) for index in range(30)]
+    tasks = (*TASKS, HELD_OUT)
+    scenes = [sample_scene(11, i, config, task) for task in tasks for config in (None, CONTINUUM) for i in range(12)]
     wrong = []
     for index, scene in enumerate(scenes):
         found = detect(CONDITIONS[condition](render(scene), index))
@@ -19,7 +30,7 @@ def test_the_checker_is_right_on_known_pictures(condition: str) -> None:
             wrong.append((scene.caption, found))
         elif not judge(found, scene.metadata).correct:
             wrong.append((scene.caption, "seen right, judged wrong"))
-    assert len(wrong) <= 1, wrong  # of 210: 99.5 %
+    assert len(wrong) <= 1, wrong  # of 168: 99.4 %
 
 
 def test_conditions_do_degrade_and_repeat() -> None:

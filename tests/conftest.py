@@ -7,4 +7,5 @@ from tests.infer.trained import Trained, make_trained
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run, its decoder and their data, for whatever uses a trained model."""
     return make_trained(tmp_path_factory.mktemp("trained"))
