@@ -22,19 +22,23 @@ once() {
   fi
 }
 
-once "$DEMO/shards" rae data shapes --out "$DEMO/tars" --count 100000 --seed 7
+once "$DEMO/shards" rae data shapes --out "$DEMO/tars" --count 80000 --seed 1
 once "$DEMO/shards" rae data build "$DEMO"/tars/*.tar --out "$DEMO/shards"
-once "$DEMO/tokenizer" rae data tokenizer "$DEMO/shards" --out "$DEMO/tokenizer"
+once "$DEMO/tokenizer" rae data tokenizer "$DEMO/shards" --out "$DEMO/tokenizer" --prompt-template "Generate {caption}"
+once "$DEMO/shards-finetune" rae data shapes --out "$DEMO/tars-finetune" --count 80000 --seed 2 \
+  --task-weight colors=3 --task-weight color_attr=4 --task-weight two_object=1.5 --task-weight single_object=0.5
+once "$DEMO/shards-finetune" rae data build "$DEMO"/tars-finetune/*.tar --out "$DEMO/shards-finetune"
 
 run env PROCESSES=1 launchers/torchrun.sh train configs/run/demo-encoder.yaml
 once "$DEMO/weights/encoder" rae checkpoint export "$DEMO/encoder" --out "$DEMO/weights/encoder"
 run env PROCESSES=2 launchers/deepspeed.sh train configs/run/demo-decoder.yaml
 once "$DEMO/weights/decoder" rae checkpoint export "$DEMO/decoder" --out "$DEMO/weights/decoder"
 run env PROCESSES=2 launchers/deepspeed.sh train configs/run/demo-pretrain.yaml
+run env PROCESSES=2 launchers/deepspeed.sh train configs/run/demo-finetune.yaml
 
-rae sample "$DEMO/pretrain" --prompts-file configs/demo-prompts.txt --num-per-prompt 4 --out "$PICTURES"
+rae sample "$DEMO/finetune" --prompts-file configs/demo-prompts.txt --num-per-prompt 4 --out "$PICTURES"
 SCORE=$DEMO/shapes-score-$(date +%Y%m%d-%H%M%S)
-rae eval shapes "$DEMO/pretrain" --prompts-per-task 40 --samples-per-prompt 1 --out "$SCORE"
+rae eval shapes "$DEMO/finetune" --prompts-per-task 40 --samples-per-prompt 1 --out "$SCORE"
 
 cat <<END
 

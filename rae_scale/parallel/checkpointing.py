@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,13 +33,7 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 def apply_activation_checkpointing(module: nn.Module) -> None:
     """Checkpoint every block of `module`, in place. Gradients are bitwise what they were without."""
     for block in blocks_of(module):
-        # On `forward` and not in a wrapper module: parameter names, and so checkpoints, stay what they are.
-        block.forward = functools.partial(checkpointed, block.forward)
-
-
-def checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    # No model here draws random numbers (noise and dropout are functions of the sample index), so there is no
-    # generator state to save and restore around the second forward.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        # On `forward` and not in a wrapper module: parameter names, and so checkpoints, stay what they are. No model
+        # here draws random numbers (noise and dropout are functions of the sample index), so there is no generator
+        # state to restore for the second forward.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)

@@ -159,6 +159,7 @@ build.build([sys.argv[1]], sys.argv[2], shard_bytes=3000)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "out.partial").glob("*.mds"))) == 2
+    (tmp_path / "out.partial" / "shard.00099.mds").write_bytes(b"of a build with smaller shards")
     for name in ("out", "straight"):
         build([source], tmp_path / name, shard_bytes=3000)
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "straight")]

@@ -8,6 +8,7 @@ environment. Its results come back in rank order. If a rank fails, the others ar
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import pickle
@@ -34,12 +35,12 @@ def run_ranks(
     world_size: int,
     folder: Path,
     args: Sequence[Any] = (),
-    timeout: float = 240,
+    timeout: float = 600,
 ) -> list[Any]:
     """Call `function(*args)` on `world_size` ranks. `folder`: an empty one for arguments, results and output."""
     (folder / "args.pickle").write_bytes(pickle.dumps(tuple(args)))
     port = free_port()
-    ranks = [start_rank(function, rank, world_size, port, folder) for rank in range(world_size)]
+    ranks = [start_rank(function, rank, world_size, port, folder, timeout) for rank in range(world_size)]
     try:
         wait_for(ranks, folder, timeout)
     finally:
@@ -49,7 +50,7 @@ def run_ranks(
 
 
 def start_rank(
-    function: Callable[..., Any], rank: int, world_size: int, port: int, folder: Path
+    function: Callable[..., Any], rank: int, world_size: int, port: int, folder: Path, timeout: float
 ) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
@@ -62,7 +63,9 @@ def start_rank(
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
     }
     source = Path(function.__code__.co_filename).resolve()
-    command = [sys.executable, __file__, str(source), function.__qualname__, str(folder), str(rank)]
+    # Shortly before it is ended for taking too long, a rank says where it stands.
+    stack_after = str(0.95 * timeout)
+    command = [sys.executable, __file__, str(source), function.__qualname__, str(folder), str(rank), stack_after]
     with (folder / f"rank-{rank}.log").open("wb") as log:
         # A session of its own: ending it ends what the rank has started, too.
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -104,7 +107,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main(source: str, name: str, folder: str, rank: str) -> int:
+def main(source: str, name: str, folder: str, rank: str, stack_after: str) -> int:
+    faulthandler.dump_traceback_later(float(stack_after))
     spec = importlib.util.spec_from_file_location(Path(source).stem, source)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

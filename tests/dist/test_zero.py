@@ -19,7 +19,7 @@ from checks import (
     snapshot,
 )
 from harness import run_ranks
-from toy_model import engine_config, loss_of, micro_batches, train_step
+from toy_model import engine_config, micro_batches, train_step
 
 from rae_scale.config.schema import ParallelConfig
 from rae_scale.engines import zero
@@ -69,8 +69,6 @@ def check_no_stale_gradients(mesh: Mesh) -> None:
     for (kind, name, start), moment in snapshot(engine).items():
         if kind == "exp_avg" and name.startswith("dit."):
             torch.testing.assert_close(moment, 0.8 * before[kind, name, start])
-    assert float(loss_of(engine, batch)) > 0
-    engine.discard()
     engine.close()
 
 

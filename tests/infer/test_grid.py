@@ -16,13 +16,15 @@ def solid(red: int, size: int = 64) -> np.ndarray:
 
 
 def test_pictures_are_laid_out_row_by_row() -> None:
-    grid = labelled_grid([solid(50), solid(100), solid(150)], ["a", "b", "c"], columns=2)
-    cell_width, cell_height = grid.width // 2, grid.height // 2
+    grid = labelled_grid([solid(red) for red in (50, 100, 150, 200)], ["a", "b", "c", "d"], columns=3)
+    cell_width, cell_height = grid.width // 3, grid.height // 2
     centre = PADDING + 64 * 3 // 2
-    assert grid.getpixel((centre, centre)) == (50, 0, 0)
-    assert grid.getpixel((cell_width + centre, centre)) == (100, 0, 0)
-    assert grid.getpixel((centre, cell_height + centre)) == (150, 0, 0)
-    assert grid.getpixel((cell_width + centre, cell_height + centre)) == (255, 255, 255)
+
+    def colour_at(row: int, column: int) -> object:
+        return grid.getpixel((column * cell_width + centre, row * cell_height + centre))
+
+    assert [colour_at(0, column) for column in range(3)] == [(50, 0, 0), (100, 0, 0), (150, 0, 0)]
+    assert [colour_at(1, column) for column in range(3)] == [(200, 0, 0), (255, 255, 255), (255, 255, 255)]
 
 
 @pytest.mark.parametrize(("size", "shown"), [(64, 192), (16, 192), (224, 224), (500, 500)])
