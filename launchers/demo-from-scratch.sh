@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launchers/common.sh
+# The models are so small that a second thread costs more than it brings, much more on a machine that is busy.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 DEMO=runs/demo-from-scratch
 PICTURES=$DEMO/grid.png

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from rae_scale.data.mds_reader import MDSReader
+from rae_scale.data.shapes.prompts import TASKS
+from rae_scale.data.sources import Source
 from rae_scale.data.tokenizer import load_tokenizer
 
 Rae = Callable[..., str]
@@ -25,6 +27,16 @@ def test_shapes_become_shards(rae: Rae, tars: Path, tmp_path: Path) -> None:
     assert len(MDSReader(tmp_path / "shards")) == 12
 
 
+def test_tasks_can_be_weighed(rae: Rae, tmp_path: Path) -> None:
+    only = [f"{task}=0" for task in TASKS if task != "counting"]
+    options = [part for weight in only for part in ("--task-weight", weight)]
+    rae("data", "shapes", "--out", tmp_path / "tars", "--count", 5, *options)
+    samples = (item.sample for item in Source(tmp_path / "tars/shapes-00000.tar"))
+    assert {sample.metadata["tag"] for sample in samples if sample} == {"counting"}
+    assert "colours" in rae("data", "shapes", "--out", tmp_path / "no", "--task-weight", "colours=2", status=2)
+    assert "colors=much" in rae("data", "shapes", "--out", tmp_path / "no", "--task-weight", "colors=much", status=2)
+
+
 def test_what_was_rejected_is_counted_and_listed(rae: Rae, tars: Path, tmp_path: Path) -> None:
     tar = tars / "shapes-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-20_000])
@@ -33,6 +45,7 @@ def test_what_was_rejected_is_counted_and_listed(rae: Rae, tars: Path, tmp_path:
     (tmp_path / "one.jsonl").write_text('{"image": "nowhere.jpg", "conversations": []}\n')
     said = rae("data", "build", tmp_path / "one.jsonl", "--out", tmp_path / "more")
     assert "rejected 1 of 1" in said
+    assert "1  no image" in said
     assert str(tmp_path / "more/rejected.jsonl") in said
 
 
