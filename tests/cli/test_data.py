@@ -61,8 +61,9 @@ def test_inspect_shows_tars_and_shards(rae: Rae, tars: Path, tmp_path: Path) -> 
 
 
 def test_a_tokenizer_learns_the_words_of_the_data(rae: Rae, tars: Path, tmp_path: Path) -> None:
-    rae("data", "tokenizer", tars / "shapes-00000.tar", "--out", tmp_path / "tokenizer", "--vocab-size", 400)
+    rae("data", "tokenizer", tars / "shapes-00000.tar", "--out", tmp_path / "tokenizer", "--vocab-size", 300)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert len(tokenizer) == 300 + 2  # and the two around an image
     assert len(tokenizer("a photo of a").input_ids) == 4
     assert "exists" in rae("data", "tokenizer", tars / "shapes-00000.tar", "--out", tmp_path / "tokenizer", status=2)
 

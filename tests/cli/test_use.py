@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rae_scale.infer.export import export
 from rae_scale.infer.pipeline import TextToImage
 from rae_scale.models import zoo
 from rae_scale.state import latest_checkpoint
-from tests.infer.trained import Trained
+from tests.infer.trained import Trained, save_run
 
 Rae = Callable[..., str]
 
@@ -62,9 +63,25 @@ def test_prompts_that_are_none_are_named(rae: Rae, trained: Trained, tmp_path: P
 
 
 def test_the_shapes_score_has_floor_and_ceiling(rae: Rae, trained: Trained, tmp_path: Path) -> None:
-    options = ("--prompts-per-task", 2, "--samples-per-prompt", 1, "--steps", 1, "--device", "cpu")
-    # The checker wants 32 pixels or more; the tiny world has 16.
+    options = ("--prompts-per-task", 2, "--samples-per-prompt", 1, "--steps", 1, "--guidance", 1.0, "--device", "cpu")
+    # The checker wants pictures of 32 pixels or more; those of the tiny world have 16.
     assert "too small" in rae("eval", "shapes", trained.run, *options, status=2)
+
+    demo = {"model__encoder__path": None, "model__decoder__name": "vit-tiny", "data__max_seq_len": 256}
+    decoder = export(save_run(trained.world.config(tmp_path / "a", stage="decoder", **demo)), tmp_path / "decoder")
+    demo |= {"model__name": "dit-demo", "model__decoder__path": str(decoder)}
+    run = save_run(trained.world.config(tmp_path / "b", **demo))
+    said = rae("eval", "shapes", run, *options, "--seed", 5, "--out", tmp_path / "score")
+    assert "ceiling" in said
+    assert "overall" in said
+    results = [json.loads(line) for line in (tmp_path / "score/results.jsonl").read_text().splitlines()]
+    assert len(results) == 6 * 2
+
+    # The score is that of the pictures which `sample` draws with the same settings.
+    pipeline = TextToImage.from_checkpoint(run, device="cpu")
+    last = results[-1]
+    drawn = pipeline.generate([last["prompt"]], [last["seed"]], pipeline.sampler(steps=1, guidance=1.0))[0]
+    assert np.abs(np.asarray(Image.open(tmp_path / "score" / last["filename"])) - drawn.astype(int)).max() <= 1
 
 
 def test_the_checker_is_measured_without_a_model(rae: Rae) -> None:
