@@ -7,7 +7,8 @@
 #   docker run --rm --gpus all --ipc host -v "$PWD/data:/app/data" -v "$PWD/runs:/app/runs" rae-scale \
 #       launchers/torchrun.sh train configs/run/pretrain-2.4b.yaml
 #
-# The torch of the base image is never replaced: it was built for that image's CUDA, cuDNN and NCCL.
+# The torch of the base image is never replaced: it was built for that image's CUDA, cuDNN and NCCL. Any image with
+# Python 3.11 or newer will do; the default is PyTorch's own.
 ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel
 FROM ${BASE}
 

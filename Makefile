@@ -52,7 +52,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rae-scale needs Python 3.11 or newer, \
 	$(BASE_PYTHON) is " + sys.version.split()[0] + "; name another one: make BASE_PYTHON=python3.12")'
 	@echo "Installing the pinned requirements into $(VENV) (once, about 7 GB)"
-	@test -x $(VENV)/bin/python || $(BASE_PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/pip || $(BASE_PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e '.[dev]'
 	@touch $@
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rae_scale.cli.sample import Weights
+from rae_scale.cli.options import Weights
 
 app = typer.Typer(no_args_is_help=True, help="Look into, check and export checkpoints.")
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from rae_scale.cli.sample import BatchSize, DecoderFolder, Device, Guidance, Method, Steps, Weights
+from rae_scale.cli.options import BatchSize, DecoderFolder, Device, Guidance, Method, Steps, Weights
 
-app = typer.Typer(no_args_is_help=True, help="Score generated pictures.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
-def group() -> None:
+def group() -> None:  # without it, typer would make the one command the group itself
     """Score generated pictures."""
 
 
@@ -44,6 +44,8 @@ def shapes(
     Six GenEval-style tasks, judged by an exact checker, beside what chance and a perfect model score.
     """
     if instrument:
+        if checkpoint is not None or out is not None:
+            raise ValueError("--instrument measures the checker alone: give no CHECKPOINT and no --out with it")
         from rae_scale.data.shapes.instrument import measure_instrument
 
         print(measure_instrument(prompts_per_task, seed).table())

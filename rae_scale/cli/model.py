@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="The named models.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
-def group() -> None:
+def group() -> None:  # without it, typer would make the one command the group itself
     """The named models."""
 
 

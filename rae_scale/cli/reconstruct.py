@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rae_scale.cli.sample import BatchSize, DecoderFolder, Device, Weights
+from rae_scale.cli.options import BatchSize, DecoderFolder, Device, Weights
 
 
 def reconstruct(

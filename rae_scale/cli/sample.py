@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rae_scale.cli.options import BatchSize, DecoderFolder, Device, Guidance, Method, Steps, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,16 +17,6 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-Weights = Annotated[
-    Literal["ema", "raw"] | None, typer.Option(help="Which weights; default: EMA where the checkpoint has them.")
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps; default: sampler.steps of the run.")]
-Guidance = Annotated[float | None, typer.Option(min=0, help="Guidance scale; default: sampler.guidance of the run.")]
-Method = Annotated[Literal["euler", "heun"] | None, typer.Option(help="Default: sampler.method of the run.")]
-DecoderFolder = Annotated[Path | None, typer.Option("--decoder", help="Decoder weights; default: those of the run.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures made at once.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option()]
-
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint), checkpoint, or export.")],
@@ -32,7 +24,9 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to draw; repeat for more.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,
     num_per_prompt: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of each prompt's first picture; its next has seed + 1.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Seed of each prompt's first picture; its next has seed + 1.")
+    ] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="Also write grid.png, every picture with its prompt.")] = False,
     batch_size: BatchSize = 16,
     weights: Weights = None,

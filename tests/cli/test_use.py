@@ -89,6 +89,7 @@ def test_the_checker_is_measured_without_a_model(rae: Rae) -> None:
     assert "jpeg q50" in said
     assert "floor" in said
     assert "give a CHECKPOINT" in rae("eval", "shapes", status=2)
+    assert "give no CHECKPOINT" in rae("eval", "shapes", "somewhere", "--instrument", status=2)
 
 
 def test_reconstruct_writes_pairs_and_their_psnr(rae: Rae, trained: Trained, tmp_path: Path) -> None:

@@ -122,10 +122,12 @@ class GenerationStage:
             float(lengths.square().sum()),
             counts["labelled_tokens"],
         )
-        hidden, dit = self.module.conditioner.llm.config.hidden_size, self.module.dit.cfg
+        hidden = self.module.conditioner.llm.config.hidden_size
         tokens, channels = self.encoder.num_tokens, self.encoder.channels
         projector = linear(tokens, channels, hidden) + linear(tokens, hidden, hidden)
-        generator = dit_cost(dit) + linear(tokens, hidden, dit.z_channels)
+        generator = dit_cost(self.module.dit.cfg)
+        for layer in (part for part in self.module.connector.modules() if isinstance(part, nn.Linear)):
+            generator += linear(tokens, layer.in_features, layer.out_features)
         language: Cost = llm + projector * (images - answers)
         return (
             encoder_cost(self.encoder).forward * images
