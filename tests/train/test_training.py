@@ -152,6 +152,17 @@ def test_a_loss_that_is_not_finite_skips_the_step(
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_skipped_step_leaves_nothing_for_the_next(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Position 13 is in the third micro-batch of two: by then, two have left their gradients.
+    monkeypatch.setattr(GenerationStage, "prepare", poisoning(GenerationStage.prepare, position=13))
+    train(world.config(tmp_path / "whole", run__max_steps=3))
+    train(world.config(tmp_path / "micro", run__max_steps=3, data__micro_batch_size=2))
+    whole, micro = (read_metrics(tmp_path / name)[2] for name in ("whole", "micro"))
+    assert micro["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
 def test_gradients_that_are_not_finite_skip_the_step(
     world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
