@@ -55,10 +55,13 @@ def attention(
     return out.transpose(1, 2)
 
 
-@torch.compiler.assume_constant_result
 def attention_plan(device: torch.device) -> AttentionPlan:
     """The plan of a device. The first use of each device logs it, so that no run chooses a backend silently."""
     return resolve_plan(device)
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler, which takes seconds.
+attention_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -7,6 +7,7 @@ ranks, micro-batch size and number of workers, and resuming needs nothing but th
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -85,6 +86,7 @@ class Loader(Generic[Batch]):
             num_workers=num_workers,
             # A forked child of a process with CUDA or with running threads can deadlock.
             multiprocessing_context="spawn" if num_workers else None,
+            worker_init_fn=leave_signals_to_the_run,
             generator=torch.Generator(),  # otherwise it draws from the global one, which belongs to the model
         )
         self._items: Iterator[MicroBatch[Batch]] | None = iter(items)
@@ -120,6 +122,15 @@ class Loader(Generic[Batch]):
             f"position {last.position}: {MAX_ATTEMPTS} samples of {last.source} in a row could not be used, the last "
             f"one because of {last.reason} ({last.detail}). See {self.quarantine.path}, and rebuild the shards"
         )
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """For worker processes: a scheduler signals every process of a job, and the run needs its workers to finish a step.
+
+    They end when the run closes its loader, or with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def open_sources(sources: Sequence[SourceConfig]) -> list[MDSReader]:

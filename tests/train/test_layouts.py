@@ -53,6 +53,33 @@ def test_two_processes_give_the_curve_of_one(
     assert pngs == ["step-00000010.png", "step-00000020.png"]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("accumulate", [True, False], ids=["micro-steps", "one-step"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"engine__name": "zero", "engine__zero_stage": 1, "parallel__dp_shard": 2},
+        {"engine__name": "zero", "engine__zero_stage": 2, "parallel__dp_shard": 2},
+        {"engine__name": "zero", "engine__zero_stage": 3, "parallel__dp_shard": 4},
+        {"engine__name": "fsdp2", "parallel__dp_shard": 4},
+        {"engine__name": "fsdp2", "parallel__dp_replicate": 2, "parallel__dp_shard": 2},
+        {"engine__name": "fsdp2", "parallel__dp_shard": 2, "engine__activation_checkpointing": "full"},
+    ],
+    ids=["zero1", "zero2", "zero3-4-ranks", "fsdp2-4-ranks", "fsdp2-hybrid", "fsdp2-recomputed"],
+)
+def test_every_layout_gives_the_curve_of_one(
+    world: TinyWorld, tmp_path: Path, reference: list[dict[str, Any]], layout: dict[str, Any], accumulate: bool
+) -> None:
+    ranks = layout.get("parallel__dp_replicate", 1) * layout["parallel__dp_shard"]
+    changes = {"run__max_steps": STEPS, **layout, **({"data__micro_batch_size": 1} if accumulate else {})}
+    run_ranks(train_rank, ranks, tmp_path, args=(world.tree(tmp_path / "run", **changes),))
+    lines = read_metrics(tmp_path / "run")
+    assert len(lines) == STEPS
+    for ours, theirs in zip(lines, reference, strict=True):
+        for name in CURVE:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
+
+
 def test_what_happens_to_one_rank_happens_to_all_and_another_layout_goes_on(world: TinyWorld, tmp_path: Path) -> None:
     # Position 13 is the sixth sample of step 2: rank 1 has it, in the first of its two micro-batches.
     changes = {**settings("zero"), "run__max_steps": 6, "run__keep_last": 9, "run__save_every": 1}
