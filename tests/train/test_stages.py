@@ -11,14 +11,16 @@ import torch
 from tiny_world import TinyWorld, read_metrics
 
 from rae_scale.config import Config
-from rae_scale.config.schema import EncoderConfig
+from rae_scale.config.schema import EncoderConfig, LossConfig
 from rae_scale.data.collate import Batch
 from rae_scale.data.loader import build_loader
+from rae_scale.data.record import Turn
 from rae_scale.infer.export import export
 from rae_scale.models.encoders import build_encoder
 from rae_scale.train import train
 from rae_scale.train.parts import Parts, build_parts
 from rae_scale.train.stages import GenerationStage
+from rae_scale.train.stages.decoder import loss_terms
 from rae_scale.train.stages.generation import by_timestep
 
 CPU = torch.device("cpu")
@@ -122,6 +124,25 @@ def test_the_time_shift_follows_the_latents_unless_it_is_set(world: TinyWorld, t
     assert isinstance(derived, GenerationStage) and derived.alpha == (16 * 16 / 4096) ** 0.5
     given = build_parts(world.config(tmp_path, flow__shift=3.0), CPU).stage
     assert isinstance(given, GenerationStage) and given.alpha == 3.0
+
+
+def test_markup_is_labelled_only_when_asked(world: TinyWorld, tmp_path: Path) -> None:
+    turns = [Turn("human", "hello"), Turn("gpt", "good day")]
+    labelled = []
+    for wanted in (False, True):
+        batches = build_parts(world.config(tmp_path, data__label_markup=wanted), CPU).batches
+        labelled.append(sum(label >= 0 for label in batches.chat.encode(turns, has_image=False).labels))
+    assert labelled[1] > labelled[0] > 0
+
+
+def test_reconstruction_terms_are_the_ones_with_a_weight() -> None:
+    predicted, pixels = torch.full((2, 3, 4, 4), 0.75), torch.full((2, 3, 4, 4), 0.25)
+    (only,) = loss_terms(LossConfig(l1=1.0))
+    assert only.name == "l1"
+    terms = {term.name: term for term in loss_terms(LossConfig(l1=0.5, l2=5.0))}
+    assert {name: term.weight for name, term in terms.items()} == {"l1": 0.5, "l2": 5.0}
+    assert terms["l1"].per_image(predicted, pixels).tolist() == [0.5, 0.5]
+    assert terms["l2"].per_image(predicted, pixels).tolist() == [0.25, 0.25]
 
 
 def test_the_flow_loss_is_sorted_into_bins_of_time() -> None:
