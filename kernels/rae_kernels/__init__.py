@@ -1,7 +1,7 @@
 """Operations of diffusion transformers on per-token conditioning, each stated in plain PyTorch."""
 
 from rae_kernels.attention import attention, attention_backend_report
-from rae_kernels.norm import gated_residual, modulate, rms_norm
+from rae_kernels.norm import gated_residual, modulate, rms_norm, rms_norm_from_sum, sum_of_squares
 from rae_kernels.philox import philox_normal, philox_uniform
 from rae_kernels.report import report
 from rae_kernels.rope import apply_rope
@@ -19,5 +19,7 @@ __all__ = [
     "philox_uniform",
     "report",
     "rms_norm",
+    "rms_norm_from_sum",
+    "sum_of_squares",
     "swiglu",
 ]

@@ -12,7 +12,17 @@ from rae_kernels.attention import attention_backend_report
 
 logger = logging.getLogger(__name__)
 
-PLAIN_OPS = ("apply_rope", "gated_residual", "modulate", "philox_normal", "philox_uniform", "rms_norm", "swiglu")
+PLAIN_OPS = (
+    "apply_rope",
+    "gated_residual",
+    "modulate",
+    "philox_normal",
+    "philox_uniform",
+    "rms_norm",
+    "rms_norm_from_sum",
+    "sum_of_squares",
+    "swiglu",
+)
 
 OPTIONAL_PACKAGES = {
     "flash-attn": "attention runs on PyTorch's own backends, which hold the same flash kernels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rae_kernels import gated_residual, modulate, rms_norm, swiglu
+from rae_kernels import gated_residual, modulate, rms_norm, rms_norm_from_sum, sum_of_squares, swiglu
 
 
 def double(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,6 +33,22 @@ def test_rms_norm_rounds_once(dtype):
     assert ours.dtype == dtype
     one_rounding = torch.finfo(dtype).eps / 2 * exact.abs() * 1.01 + torch.finfo(dtype).smallest_normal
     assert ((ours.double() - exact).abs() <= one_rounding).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_slices_with_the_sum_of_all_are_the_whole(dtype):
+    x, weight = double(3, 7, 12).to(dtype), double(12, seed=1)
+    total = sum(sum_of_squares(part) for part in x.split(5, dim=-1))
+    assert total.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    parts = [
+        rms_norm_from_sum(part, total, 12, part_of_weight, 1e-6)
+        for part, part_of_weight in zip(x.split(5, dim=-1), weight.split(5), strict=True)
+    ]
+    whole = rms_norm(x, weight, 1e-6)
+    assert parts[0].dtype == dtype
+    torch.testing.assert_close(
+        torch.cat(parts, dim=-1), whole, rtol=2e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
+    )
 
 
 def test_modulate_and_gated_residual():

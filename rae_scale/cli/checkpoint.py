@@ -9,31 +9,39 @@ import typer
 
 from rae_scale.cli.options import Weights
 
-app = typer.Typer(no_args_is_help=True, help="Look into, check and export checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="Look into, check, rewrite and export checkpoints.")
 
 Checkpoint = Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint) or checkpoint.")]
 
 
 @app.command()
 def inspect(checkpoint: Checkpoint, tensors: Annotated[bool, typer.Option("--tensors")] = False) -> None:
-    """Show which step, model and layout a checkpoint is of, and with --tensors the shape of every tensor."""
+    """Show which step, model and layout a checkpoint is of, what it holds in which files, and with --tensors the shape
+    of every tensor and in how many pieces it lies."""
     from rae_scale.infer.load import find_checkpoint, stored_config
     from rae_scale.state import read_state
-    from rae_scale.state.format import read_index
+    from rae_scale.state.index import read_index
 
     path = find_checkpoint(checkpoint)
     config, state, index = stored_config(path), read_state(path), read_index(path)
-    kinds = sorted({kind for entry in index.values() for kind in entry.ranges})
     size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"{path}: stage {config.stage}, model {config.model.name}, {size / 2**20:,.1f} MiB")
+    print(f"{path}: stage {config.stage}, model {config.model.name}, {mebibytes(size)}")
     print(f"  step {state['step']:,}, optimizer step {state['optimizer_step']:,}, seed {config.run.seed}")
     print(f"  written by {describe(state['layout'])}; {describe(state['versions'])}")
-    print(
-        f"  {len(index)} tensors, {sum(entry.numel for entry in index.values()):,} parameters; holds {', '.join(kinds)}"
-    )
+    print(f"  {len(index)} tensors, {sum(entry.numel for entry in index.values()):,} parameters")
+    for kind in sorted({kind for entry in index.values() for kind in entry.pieces}):
+        held = [entry for entry in index.values() if kind in entry.pieces]
+        print(f"  {kind}: {len(held)} tensors, {sum(entry.numel for entry in held):,} elements")
+    files = sorted(file.stat().st_size for file in path.glob("*.safetensors"))
+    print(f"  {len(files)} tensor files of {mebibytes(files[0])} to {mebibytes(files[-1])}")
     if tensors:
         for name, entry in index.items():
-            print(f"  {name} {list(entry.shape)}")
+            pieces = ", ".join(f"{kind} in {len(pieces)}" for kind, pieces in sorted(entry.pieces.items()))
+            print(f"  {name} {list(entry.shape)}: {pieces}")
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def describe(facts: dict[str, object]) -> str:
@@ -49,6 +57,19 @@ def verify(checkpoint: Checkpoint) -> None:
     path = find_checkpoint(checkpoint)
     check_files(path)
     print(f"{path}: every file is as it was written")
+
+
+@app.command()
+def reshard(
+    source: Checkpoint,
+    destination: Annotated[Path, typer.Argument(help="New folder.")],
+    files: Annotated[int, typer.Option("--files", min=1, help="Number of tensor files.")],
+) -> None:
+    """Write a checkpoint once more, in another number of files of equal size; it loads the same, bit for bit."""
+    from rae_scale.infer.load import find_checkpoint
+    from rae_scale.state import reshard_checkpoint
+
+    print(reshard_checkpoint(find_checkpoint(source), destination, files))
 
 
 @app.command()

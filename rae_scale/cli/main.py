@@ -42,7 +42,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not is_for_the_user(error):
             raise
-        rank = f" (rank {os.environ.get('RANK')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        several = os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+        rank = f" (rank {os.environ['RANK']})" if several else ""
         print(f"rae-scale: error{rank}: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,23 @@ app = typer.Typer(no_args_is_help=True)
 @app.callback()
 def group() -> None:  # without it, typer would make the one command the group itself
     """The named models."""
+
+
+@app.command("layout")
+def layout(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/run/demo.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file.")
+    ] = None,
+) -> None:
+    """What each rank of CONFIG's run would hold of the model: weights, gradients, optimizer state, moving average.
+
+    The model is split as for training, without memory and without other processes; sizes that do not fit are refused.
+    """
+    from rae_scale.config import load_config
+    from rae_scale.train.layout import layout_report
+
+    print(layout_report(load_config(config_path, overrides or ())))
 
 
 @app.command("list")

@@ -14,7 +14,13 @@ GROUPS_OF_STAGE = {
 
 def check(config: Config) -> list[str]:
     """Return every problem found; an empty list is a valid configuration."""
-    return [*check_batch(config), *check_groups(config), *check_engine(config), *check_steps(config)]
+    return [
+        *check_batch(config),
+        *check_groups(config),
+        *check_engine(config),
+        *check_checkpointing(config),
+        *check_steps(config),
+    ]
 
 
 def check_batch(config: Config) -> list[str]:
@@ -57,16 +63,34 @@ def check_engine(config: Config) -> list[str]:
             f"engine.name=eager runs one process, but parallel asks for {parallel.world_size}; "
             "use engine.name=zero or fsdp2, or set every parallel size to 1"
         )
-    for axis in ("sp", "tp"):
-        size = getattr(parallel, axis)
-        if size > 1:
-            problems.append(f"parallel.{axis}={size} is not available yet: only data parallelism is; set it to 1")
+    if config.stage in ("encoder", "decoder"):
+        problems += [
+            f"parallel.{axis}={size} with stage={config.stage}: its model is small and runs data parallel only; set "
+            f"parallel.{axis}=1 and raise parallel.dp_shard"
+            for axis, size in (("sp", parallel.sp), ("tp", parallel.tp))
+            if size > 1
+        ]
     if config.engine.name == "zero" and parallel.dp_replicate > 1:
         problems.append(
             f"parallel.dp_replicate={parallel.dp_replicate} with engine.name=zero: DeepSpeed shards over all "
             "data-parallel ranks; set parallel.dp_replicate=1 and raise parallel.dp_shard, or use fsdp2"
         )
     return problems
+
+
+def check_checkpointing(config: Config) -> list[str]:
+    mode, saved_ops = config.engine.activation_checkpointing, config.engine.saved_ops
+    if mode == "selective" and not any(saved_ops.values()):
+        return [
+            f"engine.saved_ops={saved_ops} with engine.activation_checkpointing=selective keeps nothing; give a class "
+            "of operators an output to keep, or use engine.activation_checkpointing=full"
+        ]
+    if mode != "selective" and saved_ops:
+        return [
+            f"engine.saved_ops={saved_ops} with engine.activation_checkpointing={mode} would be ignored; use "
+            "engine.activation_checkpointing=selective, or remove engine.saved_ops"
+        ]
+    return []
 
 
 def check_steps(config: Config) -> list[str]:

@@ -5,9 +5,9 @@ Defaults are the paper's pre-training recipe (Scale-RAE, Table 8) wherever the p
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -25,7 +25,15 @@ class RunConfig(Section):
     seed: NonNegative = 0
     max_steps: Positive = 30_000
     save_every: NonNegative = Field(1000, description="steps between checkpoints; 0 saves only at the end")
-    keep_last: Positive = Field(2, description="how many checkpoints stay on disk")
+    keep_last: Positive = Field(2, description="how many of the newest checkpoints stay on disk")
+    keep_every: NonNegative = Field(0, description="checkpoints at multiples of this step stay for ever; 0 keeps none")
+    save_buffer_gb: float = Field(
+        16.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="host memory per rank (10^9 bytes) for copies of a checkpoint: training goes on while they are "
+        "written; 0 writes it before the next step",
+    )
     log_every: Positive = 1
     sample_every: NonNegative = Field(0, description="steps between grids of `sample_prompts`; 0 is never")
     sample_prompts: tuple[str, ...] = ()
@@ -62,6 +70,11 @@ class ModelConfig(Section):
     name: str = Field("dit-2.4b", description="a named DiT (`rae-scale model list`)")
     qk_norm: bool = False
     class_dropout_prob: Fraction = Field(0.1, description="chance that a sample's condition becomes the null vector")
+    ddt_num_heads: Positive | None = Field(
+        None,
+        description="heads of the wide DDT head; null is 21, and 16 or 42 divide by 2 for parallel.tp or sp (the "
+        "published width 2688 has no published number)",
+    )
     llm: LLMConfig = LLMConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -133,8 +146,28 @@ class OptimConfig(Section):
 class EngineConfig(Section):
     name: Literal["eager", "zero", "fsdp2"] = "eager"
     zero_stage: Literal[1, 2, 3] = 3
+    zero_hpz: Positive = Field(
+        1, description="zero stage 3: a second copy of the parameters within this many neighbouring ranks (a node)"
+    )
+    offload_optimizer: bool = Field(
+        False, description="master weights, moments and EMA in host memory, updated there (fsdp2, zero stage 3)"
+    )
     precision: Literal["fp32", "bf16"] = "bf16"
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "full", "selective"] = Field(
+        "none", description="what is kept of a block for backward: all, its input, or its input and `saved_ops`"
+    )
+    saved_ops: dict[Literal["linear", "attention", "communication"], Annotated[int, Field(ge=-1)]] = Field(
+        {}, description="selective: outputs kept per block, the first ones of each class; -1 keeps all, no entry none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def default_saved_ops(cls, given: Any) -> Any:
+        """For selective only, so that a saved configuration lists what its run kept and nothing that it ignored."""
+        if isinstance(given, dict) and given.get("activation_checkpointing") == "selective":
+            # Of a DiT block's products, those up to the one after attention: what is between them is cheap.
+            return {"saved_ops": {"linear": 3, "attention": -1, "communication": -1}, **given}
+        return given
 
 
 class ParallelConfig(Section):

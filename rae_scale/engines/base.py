@@ -9,11 +9,13 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from rae_scale.parallel.boxes import Box
+
 Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema"]
 """What is known of a parameter: its float32 weight, AdamW's two moments, the moving average of the weight."""
 
-Read = Callable[[Kind, str, int, int], Tensor | None]
-"""(kind, parameter name, start, stop) -> float32 [stop - start], a range of the row-major tensor; None: not there."""
+Read = Callable[[Kind, str, Box], Tensor | None]
+"""(kind, parameter name, box) -> float32 tensor of the box's shape; None: there is no such kind of this parameter."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of one tensor: elements `start` to `stop` of the row-major logical tensor of `shape`.
+    """A box of the logical tensor of `shape`.
 
-    tensor: [stop - start], sharing the engine's memory until the next step; float32, but bfloat16 where an engine keeps
-    a frozen parameter in that.
+    tensor: of the box's shape, sharing the engine's memory until the next step, not always contiguous; float32, but
+            bfloat16 where an engine keeps a frozen parameter in that.
     """
 
     kind: Kind
     name: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    box: Box
     tensor: Tensor
 
 

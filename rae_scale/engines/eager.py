@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
 from rae_scale.engines.local import LocalEngine
 from rae_scale.engines.shards import Shard
+from rae_scale.parallel import Mesh
+from rae_scale.parallel.placement import Placement
 
 
 class EagerEngine(LocalEngine):
@@ -22,10 +22,11 @@ class EagerEngine(LocalEngine):
         optim: OptimConfig,
         module: nn.Module,
         group_of: Callable[[str], str],
-        device: torch.device,
+        placements: Mapping[str, Placement],
+        mesh: Mesh,
     ) -> None:
-        super().__init__(cfg, optim, module, device)
-        self._attach(optim, module.to(device), group_of)
+        super().__init__(cfg, optim, placements, mesh)
+        self._attach(optim, module.to(mesh.device), group_of)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
@@ -36,17 +37,10 @@ class EagerEngine(LocalEngine):
     def close(self) -> None:
         self._forget_gradients()
 
-    @property
-    def _norm_group(self) -> dist.ProcessGroup | None:
-        return None
-
-    def _publish(self) -> None:
-        """The shards are the module's own memory."""
-
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor
 
     def _shard(self, name: str, parameter: nn.Parameter, group: str | None) -> Shard:
         numel = parameter.numel()
         weight = parameter.detach().view(-1)
-        return Shard(name, tuple(parameter.shape), 0, numel, group, (0, numel), {"weight": weight})
+        return Shard(name, self.placements[name], 0, numel, group, (0, numel), {"weight": weight})

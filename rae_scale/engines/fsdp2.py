@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
 from rae_scale.engines.local import LocalEngine
-from rae_scale.engines.shards import Shard, even_split
+from rae_scale.engines.shards import Shard
 from rae_scale.parallel import Mesh, blocks_of, shutdown_distributed
+from rae_scale.parallel.boxes import even_split
 from rae_scale.parallel.mesh import one_process_group
+from rae_scale.parallel.placement import Placement
 
 
 class FSDP2Engine(LocalEngine):
@@ -36,12 +37,12 @@ class FSDP2Engine(LocalEngine):
         optim: OptimConfig,
         module: nn.Module,
         group_of: Callable[[str], str],
+        placements: Mapping[str, Placement],
         mesh: Mesh,
-        device: torch.device,
     ) -> None:
-        super().__init__(cfg, optim, module, device)
-        self._made_process_group = one_process_group(device)
-        self._fsdp_mesh = fsdp_mesh(mesh, device)
+        super().__init__(cfg, optim, placements, mesh)
+        self._made_process_group = one_process_group(mesh.device)
+        self._fsdp_mesh = fsdp_mesh(mesh)
         shard_module(module, self._fsdp_mesh, cfg.precision)
         self._attach(optim, module, group_of)
 
@@ -69,11 +70,8 @@ class FSDP2Engine(LocalEngine):
             finally:
                 self.module.reshard()
 
-    @property
-    def _norm_group(self) -> dist.ProcessGroup | None:
-        return self._fsdp_mesh.get_group(self._fsdp_mesh.ndim - 1)
-
     def _publish(self) -> None:
+        super()._publish()
         # The root stays gathered after a forward; what it holds is older than the shards now.
         for unit in units_of(self.module):
             unit.reshard()
@@ -82,23 +80,20 @@ class FSDP2Engine(LocalEngine):
         return tensor.detach().to_local()
 
     def _shard(self, name: str, parameter: nn.Parameter, group: str | None) -> Shard:
-        replicas, replica = 1, 0
-        if self._fsdp_mesh.ndim == 2:
-            replicas, replica = self._fsdp_mesh.size(0), self._fsdp_mesh.get_local_rank(0)
         row = math.prod(parameter.shape[1:])
         # fully_shard splits dimension 0 as torch.chunk does: equal parts, the last ones shorter or empty.
         rows = -(-parameter.shape[0] // self._fsdp_mesh.size(-1))
         start = min(self._fsdp_mesh.get_local_rank(-1) * rows, parameter.shape[0]) * row
         weight = self._local(parameter).view(-1)
         stop = start + weight.numel()
-        owned = even_split(start, stop, replica, replicas)
-        return Shard(name, tuple(parameter.shape), start, stop, group, owned, {"weight": weight})
+        owned = even_split(start, stop, *self._mesh.copy_of(self.placements[name]))
+        return Shard(name, self.placements[name], start, stop, group, owned, {"weight": weight})
 
 
-def fsdp_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
+def fsdp_mesh(mesh: Mesh) -> DeviceMesh:
     """The mesh to shard over: one dimension, or (replicate, shard)."""
     if mesh.device_mesh is None:
-        return init_device_mesh(device.type, (1,), mesh_dim_names=("shard",))
+        return init_device_mesh(mesh.device.type, (1,), mesh_dim_names=("shard",))
     return mesh.device_mesh["replicate", "shard"] if mesh.dp_replicate > 1 else mesh.device_mesh["shard"]
 
 

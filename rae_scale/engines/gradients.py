@@ -9,24 +9,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rae_scale.engines.optimizer import GroupKey
+from rae_scale.parallel import Mesh
+
 CLIP_EPSILON = 1e-6
 """As in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def group_norms(
-    gradients: Mapping[str, Sequence[Tensor]], group: dist.ProcessGroup | None, device: torch.device
-) -> dict[str, float]:
+def group_norms(gradients: Mapping[GroupKey, Sequence[Tensor]], mesh: Mesh) -> dict[str, float]:
     """L2 norm of each optimizer group's gradient, equal on all ranks.
 
-    gradients: this rank's parts by optimizer group, each element on exactly one rank of the process group; every rank
-    names the same optimizer groups. Costs one all-reduce of one number per group. A norm beyond float32 is inf.
+    gradients: this rank's parts by parameter group; every rank names the same ones. Over the ranks of
+    `mesh.norm_group`, each element of a parameter is there once, or on each tensor-parallel rank if that parameter is
+    replicated over them: then it is counted once all the same. Costs one all-reduce of one number per parameter group.
+    A norm beyond float32 is inf.
     """
-    local = [torch.nn.utils.get_total_norm(parts).to(device) for parts in gradients.values()]
+    local = [torch.nn.utils.get_total_norm(parts).to(mesh.device) for parts in gradients.values()]
     # float64: squares of float32 norms would overflow at 1e19, and their sum should not depend on the layout.
     squares = torch.stack(local).double().square()
-    if group is not None:
-        dist.all_reduce(squares, group=group)
-    return dict(zip(gradients, squares.sqrt().tolist(), strict=True))
+    # A share and not the first rank's alone: what is not finite on any of them must show.
+    squares *= torch.tensor([1 / mesh.tp if key.replicated else 1.0 for key in gradients], device=mesh.device)
+    if mesh.norm_group is not None:
+        dist.all_reduce(squares, group=mesh.norm_group)
+    sums: dict[str, float] = {}
+    for key, square in zip(gradients, squares.tolist(), strict=True):
+        sums[key.name] = sums.get(key.name, 0.0) + square
+    return {name: math.sqrt(square) for name, square in sums.items()}
 
 
 def total_norm(norms: Mapping[str, float]) -> float:
@@ -35,7 +43,7 @@ def total_norm(norms: Mapping[str, float]) -> float:
 
 
 @torch.no_grad()
-def clip(gradients: Mapping[str, Sequence[Tensor]], norm: float, max_norm: float) -> None:
+def clip(gradients: Mapping[GroupKey, Sequence[Tensor]], norm: float, max_norm: float) -> None:
     """Scale the gradients in place so that their norm, which is `norm` now, is at most `max_norm`."""
     factor = max_norm / (norm + CLIP_EPSILON)
     if factor < 1:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from rae_scale.config.schema import OptimConfig
-from rae_scale.engines.optimizer import adamw, group_parameters, init_state
+from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters, init_state
 from rae_scale.engines.sharded import ShardedEngine
 from rae_scale.engines.shards import Shard
 
@@ -16,23 +17,31 @@ from rae_scale.engines.shards import Shard
 class LocalEngine(ShardedEngine):
     """Optimizes flat views of the module's own parameter memory, so an update needs no copy back.
 
+    With `offload_optimizer` the float32 weights that are optimized are copies in host memory, beside the moments and
+    the moving average: a step brings the gradient there and the new weights back.
+
     A trainable parameter that got no gradient in a step is left alone in that step, as torch's optimizers do.
     """
 
     def _attach(self, optim: OptimConfig, module: nn.Module, group_of: Callable[[str], str]) -> None:
         """Describe `module`, whose parameters are in their final place, and build the optimizer over it."""
-        groups = group_parameters(module, group_of, optim)
-        group_of_name = {name: group for group, members in groups.items() for name, _ in members}
+        groups = group_parameters(module, group_of, optim, self.placements)
+        key_of = {name: key for key, members in groups.items() for name, _ in members}
         self.module = module
         self.shards = []
-        self._trainable: dict[str, list[tuple[nn.Parameter, Shard]]] = {group: [] for group in groups}
+        self._computed_with: dict[str, Tensor] = {}
+        self._trainable: dict[GroupKey, list[tuple[nn.Parameter, Shard]]] = {key: [] for key in groups}
         for name, parameter in module.named_parameters():
-            shard = self._shard(name, parameter, group_of_name.get(name))
+            key = key_of.get(name)
+            shard = self._shard(name, parameter, key.name if key else None)
+            if self._offloads and key is not None:
+                self._computed_with[name] = shard.weight
+                shard.tensors["weight"] = in_host_memory(shard.weight)
             self.shards.append(shard)
-            if shard.group is not None and shard.start < shard.stop:
-                self._trainable[shard.group].append((parameter, shard))
+            if key is not None and shard.start < shard.stop:
+                self._trainable[key].append((parameter, shard))
         self.optimizer = adamw(
-            {group: [shard.weight for _, shard in members] for group, members in self._trainable.items()}, optim
+            {key: [shard.weight for _, shard in members] for key, members in self._trainable.items()}, optim
         )
         for _, shard in self._members():
             init_state(self.optimizer, shard.weight)
@@ -52,20 +61,39 @@ class LocalEngine(ShardedEngine):
         for members in self._trainable.values():
             yield from members
 
-    def _gradients(self) -> dict[str, list[Tensor]]:
-        for parameter, shard in self._members():
-            if parameter.grad is not None:
-                shard.weight.grad = self._local(parameter.grad).reshape(-1)
-        return {
-            group: [shard.weight.grad for _, shard in members if shard.weight.grad is not None]
-            for group, members in self._trainable.items()
+    def _gradients(self) -> dict[GroupKey, list[Tensor]]:
+        self._flat_gradients = {
+            key: [(shard, self._local(p.grad).reshape(-1)) for p, shard in members if p.grad is not None]
+            for key, members in self._trainable.items()
         }
+        return {key: [gradient for _, gradient in members] for key, members in self._flat_gradients.items()}
 
     def _update(self) -> None:
+        for members in self._flat_gradients.values():
+            for shard, gradient in members:
+                shard.weight.grad = in_host_memory(gradient) if self._offloads else gradient
         self.optimizer.step()
         self._forget_gradients()
+        self._copy_back()
+
+    def _publish(self) -> None:
+        self._copy_back()
+
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        """The weights that are optimized, to where the module computes with them."""
+        for _, shard in self._members():
+            if self._offloads:
+                self._computed_with[shard.name].copy_(shard.weight, non_blocking=True)
 
     def _forget_gradients(self) -> None:
+        self._flat_gradients = {}
         for parameter, shard in self._members():
             parameter.grad = None
             shard.weight.grad = None
+
+
+def in_host_memory(tensor: Tensor) -> Tensor:
+    """A copy of `tensor`, page-locked if it comes from a GPU: only that can be copied beside the computation."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach())

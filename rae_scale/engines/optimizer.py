@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rae_scale.config.schema import OptimConfig
+from rae_scale.parallel.placement import Placement
+
+
+class GroupKey(NamedTuple):
+    """Parameters that share their settings and the way in which they lie on the ranks."""
+
+    name: str
+    """Of `optim.groups`."""
+    replicated: bool = False
+    """Every tensor-parallel rank holds the whole of them. False where there is no tensor parallelism."""
 
 
 def group_parameters(
-    module: nn.Module, group_of: Callable[[str], str], optim: OptimConfig
-) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """The trainable parameters by optimizer group; groups without any are left out, the order is `optim.groups`'.
+    module: nn.Module,
+    group_of: Callable[[str], str],
+    optim: OptimConfig,
+    placements: Mapping[str, Placement],
+) -> dict[GroupKey, list[tuple[str, nn.Parameter]]]:
+    """The trainable parameters by group; groups without any are left out, the order is `optim.groups`'.
 
     Raises:
         ValueError: a parameter's group has no settings, a parameter is not float32, or nothing is trainable.
     """
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in optim.groups}
+    groups: dict[GroupKey, list[tuple[str, nn.Parameter]]] = {
+        GroupKey(name, replicated): [] for name in optim.groups for replicated in (False, True)
+    }
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(
@@ -28,26 +44,28 @@ def group_parameters(
         if not parameter.requires_grad:
             continue
         group = group_of(name)
-        if group not in groups:
+        if group not in optim.groups:
             raise ValueError(f"parameter {name} belongs to optim.groups.{group}, which is not set; give it an lr")
-        groups[group].append((name, parameter))
+        placement = placements[name]
+        groups[GroupKey(group, placement.count > 1 and not placement.is_split)].append((name, parameter))
     if not any(groups.values()):
         raise ValueError("every parameter is frozen: there is nothing to train")
-    return {name: members for name, members in groups.items() if members}
+    return {key: members for key, members in groups.items() if members}
 
 
-def adamw(tensors: Mapping[str, list[Tensor]], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the tensors of each group; `param_groups` carry the group's "name"."""
+def adamw(tensors: Mapping[GroupKey, list[Tensor]], optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the tensors of each group; `param_groups` carry its name and key."""
     groups = [
         {
             "params": members,
-            "name": name,
-            "lr": optim.groups[name].lr,
-            "betas": optim.groups[name].betas,
-            "eps": optim.groups[name].eps,
-            "weight_decay": optim.groups[name].weight_decay,
+            "name": key.name,
+            "key": key,
+            "lr": optim.groups[key.name].lr,
+            "betas": optim.groups[key.name].betas,
+            "eps": optim.groups[key.name].eps,
+            "weight_decay": optim.groups[key.name].weight_decay,
         }
-        for name, members in tensors.items()
+        for key, members in tensors.items()
     ]
     return torch.optim.AdamW(groups, fused=True)
 

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
 from rae_scale.engines.base import Piece, Read, StepResult
 from rae_scale.engines.gradients import clip, group_norms, total_norm
-from rae_scale.engines.optimizer import set_learning_rates, set_step
+from rae_scale.engines.optimizer import GroupKey, set_learning_rates, set_step
 from rae_scale.engines.shards import Shard, add_ema, exchange_ema, update_ema
+from rae_scale.parallel import Mesh
+from rae_scale.parallel.placement import Placement
 
 
 class ShardedEngine(ABC):
@@ -26,14 +27,15 @@ class ShardedEngine(ABC):
     optimizer: torch.optim.Optimizer
     shards: list[Shard]
 
-    def __init__(self, cfg: EngineConfig, optim: OptimConfig, module: nn.Module, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, cfg: EngineConfig, optim: OptimConfig, placements: Mapping[str, Placement], mesh: Mesh) -> None:
+        self.device = mesh.device
         self.precision = cfg.precision
         self.max_grad_norm = optim.max_grad_norm
         self.ema_decay = optim.ema_decay
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: tuple(parameter.shape) for name, parameter in module.named_parameters()
-        }
+        self.placements = placements
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: place.shape for name, place in placements.items()}
+        self._mesh = mesh
+        self._offloads = cfg.offload_optimizer
         self._optimizer_step = 0
 
     def _ready(self) -> None:
@@ -50,8 +52,8 @@ class ShardedEngine(ABC):
     def close(self) -> None: ...
 
     @abstractmethod
-    def _gradients(self) -> dict[str, list[Tensor]]:
-        """This rank's parts of the accumulated gradient by optimizer group, in the memory that `_update` reads."""
+    def _gradients(self) -> dict[GroupKey, list[Tensor]]:
+        """This rank's parts of the accumulated gradient by parameter group, in the memory that `_update` reads."""
 
     @abstractmethod
     def _update(self) -> None:
@@ -62,11 +64,6 @@ class ShardedEngine(ABC):
         """Let the module compute with what was written into the shards."""
 
     @property
-    @abstractmethod
-    def _norm_group(self) -> dist.ProcessGroup | None:
-        """The ranks whose `_gradients` together are the whole gradient, each element once."""
-
-    @property
     def optimizer_step(self) -> int:
         return self._optimizer_step
 
@@ -75,7 +72,7 @@ class ShardedEngine(ABC):
 
     def step(self, lrs: Mapping[str, float]) -> StepResult:
         gradients = self._gradients()
-        norms = group_norms(gradients, self._norm_group, self.device)
+        norms = group_norms(gradients, self._mesh)
         norm = total_norm(norms)
         if not math.isfinite(norm):
             self.discard()
@@ -95,17 +92,19 @@ class ShardedEngine(ABC):
     @torch.no_grad()
     def load_pieces(self, read: Read, optimizer_step: int) -> None:
         for shard in self.shards:
-            weight = read("weight", shard.name, shard.start, shard.stop)
-            if weight is None:
-                raise ValueError(f"there is no weight for parameter {shard.name}: load a checkpoint of this model")
-            for kind, tensor in shard.tensors.items():
-                found = weight if kind == "weight" else read(kind, shard.name, shard.start, shard.stop)
-                if found is not None:
-                    tensor.copy_(found)
-                elif kind == "ema":
-                    tensor.copy_(weight)
-                else:
-                    tensor.zero_()
+            for kind in shard.tensors:
+                for box, view in shard.views(kind):
+                    found = read(kind, shard.name, box)
+                    if found is None and kind == "ema":
+                        found = read("weight", shard.name, box)
+                    if found is not None:
+                        view.copy_(found)
+                    elif kind == "weight":
+                        raise ValueError(
+                            f"there is no weight for parameter {shard.name}: load a checkpoint of this model"
+                        )
+                    else:
+                        view.zero_()
         set_step(self.optimizer, optimizer_step)
         self._optimizer_step = optimizer_step
         self.discard()

@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from rae_scale.engines.base import Kind, Piece
+from rae_scale.parallel.boxes import Box
+from rae_scale.parallel.placement import Placement
 
 
 @dataclass
 class Shard:
-    """Elements `start` to `stop` of one parameter, in row-major order, and what is known of them.
+    """Elements `start` to `stop` of this rank's part of one parameter, in row-major order, and what is known of them.
 
-    tensors: by kind, 1-D views [stop - start] of the engine's memory. A frozen parameter has its weight only.
-    group:   optimizer group, None if frozen.
-    owned:   the part of [start, stop) that this rank saves. Smaller than the whole where ranks hold copies.
+    placement: which part of the parameter that is: all of it without tensor parallelism.
+    tensors:   by kind, 1-D views [stop - start] of the engine's memory. A frozen parameter has its weight only.
+    group:     optimizer group, None if frozen.
+    owned:     the part of [start, stop) that this rank saves. Smaller than the whole where ranks hold copies.
     """
 
     name: str
-    shape: tuple[int, ...]
+    placement: Placement
     start: int
     stop: int
     group: str | None
@@ -34,17 +37,14 @@ class Shard:
 
     def pieces(self) -> Iterator[Piece]:
         first, last = self.owned
-        if first == last:
-            return
         for kind, tensor in self.tensors.items():
             part = tensor[first - self.start : last - self.start]
-            yield Piece(kind, self.name, self.shape, first, last, part)
+            for box, view in self.placement.views(part, first, last):
+                yield Piece(kind, self.name, self.placement.shape, box, view)
 
-
-def even_split(start: int, stop: int, index: int, count: int) -> tuple[int, int]:
-    """The `index`-th of `count` consecutive parts of [start, stop), as equal as they can be."""
-    length = stop - start
-    return start + length * index // count, start + length * (index + 1) // count
+    def views(self, kind: Kind) -> Iterator[tuple[Box, Tensor]]:
+        """All of this rank's elements, owned or not, as (box of the logical tensor, view of the engine's memory)."""
+        return self.placement.views(self.tensors[kind], self.start, self.stop)
 
 
 def add_ema(shards: list[Shard]) -> None:

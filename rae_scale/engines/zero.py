@@ -10,7 +10,7 @@ Accumulation: stage 1 reduces once per step, stages 2 and 3 in every micro-step,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
-from rae_scale.engines.deepspeed_setup import deepspeed_config, import_deepspeed
-from rae_scale.engines.optimizer import adamw, group_parameters
+from rae_scale.engines.deepspeed_setup import deepspeed_config, hpz_group, import_deepspeed
+from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters
 from rae_scale.engines.sharded import ShardedEngine
 from rae_scale.engines.zero_layout import describe, gradients_of
 from rae_scale.parallel.mesh import Mesh, one_process_group
 from rae_scale.parallel.mpu import MpuView
+from rae_scale.parallel.placement import Placement
 
 
 class ZeroEngine(ShardedEngine):
@@ -35,36 +36,64 @@ class ZeroEngine(ShardedEngine):
         optim: OptimConfig,
         module: nn.Module,
         group_of: Callable[[str], str],
+        placements: Mapping[str, Placement],
         mesh: Mesh,
-        device: torch.device,
     ) -> None:
-        super().__init__(cfg, optim, module, device)
+        super().__init__(cfg, optim, placements, mesh)
         self.stage = cfg.zero_stage
         self._functional_linear = nn.functional.linear
-        self._made_process_group = one_process_group(device)
-        self._deepspeed = import_deepspeed(device)
+        self._made_process_group = one_process_group(mesh.device)
+        self._deepspeed = import_deepspeed(mesh.device)
         mpu = MpuView(mesh)
         self._group = mpu.get_data_parallel_group()
 
-        groups = group_parameters(module, group_of, optim)
+        groups = group_parameters(module, group_of, optim, placements)
         named = dict(module.named_parameters())
         rounded = cfg.precision == "bf16" and self.stage == 3
         initial = {name: parameter.detach() for name, parameter in named.items()} if rounded else {}
         # DeepSpeed turns autocast off around the module unless it manages it, and then reduces gradients in bfloat16.
         module.forward = functools.partial(self._forward, module.forward)
         trainable = sum(parameter.numel() for members in groups.values() for _, parameter in members)
-        self.module, *_ = self._deepspeed.initialize(
-            model=module,
-            optimizer=adamw({group: [p for _, p in members] for group, members in groups.items()}, optim),
-            config=deepspeed_config(self.stage, cfg.precision, trainable),
-            mpu=mpu,
-        )
+        config = deepspeed_config(cfg, mesh.device, trainable)
+        with hpz_group(cfg.zero_hpz, mesh) as neighbours:
+            if self.stage == 3:
+                self._partition(module, config, mpu, neighbours, torch.bfloat16 if rounded else torch.float32)
+            self.module, *_ = self._deepspeed.initialize(
+                model=module,
+                optimizer=adamw({key: [p for _, p in members] for key, members in groups.items()}, optim),
+                config=config,
+                mpu=mpu,
+            )
         self._zero = self.module.optimizer
         self.optimizer = self._zero.optimizer
-        self.shards = describe(self._zero, self.stage, named, self._group)
+        self.shards = describe(self._zero, self.stage, named, self._group, placements, mesh)
         if rounded:
             self._set_masters(initial)
         self._ready()
+
+    def _partition(
+        self,
+        module: nn.Module,
+        config: dict[str, Any],
+        mpu: MpuView,
+        neighbours: dist.ProcessGroup | None,
+        dtype: torch.dtype,
+    ) -> None:
+        """Bring the module to the device as stage 3 holds it. DeepSpeed would first move it there whole: a model that
+        needs sharding does not fit."""
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self._deepspeed.zero.Init(
+            module=module,
+            data_parallel_group=self._group,
+            dtype=dtype,
+            config_dict_or_path=config,
+            mpu=mpu,
+            zero_param_parallel_group=neighbours,
+        )
+        for name, buffer in list(module.named_buffers()):
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, buffer.to(self.device))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.module.set_gradient_accumulation_boundary(last)
@@ -93,11 +122,7 @@ class ZeroEngine(ShardedEngine):
             if shard.group is not None:
                 shard.weight.copy_(initial[shard.name].view(-1)[shard.start : shard.stop])
 
-    @property
-    def _norm_group(self) -> dist.ProcessGroup | None:
-        return self._group
-
-    def _gradients(self) -> dict[str, list[Tensor]]:
+    def _gradients(self) -> dict[GroupKey, list[Tensor]]:
         return gradients_of(self._zero, self.stage)
 
     def _update(self) -> None:
@@ -110,6 +135,9 @@ class ZeroEngine(ShardedEngine):
             zero.averaged_gradients = {}
             # A parameter that gets no gradient in the next step would be updated with this step's otherwise.
             zero.grad_partitions_flat_buffer.zero_()
+            if self._offloads:
+                for partition in zero.fp32_partitioned_groups_flat:
+                    partition.grad.zero_()
             return
         for index in zero.averaged_gradients:
             zero.averaged_gradients[index] = None

@@ -83,6 +83,19 @@ class Attention(nn.Module):
         return self.proj(self.attention(q, k, v).flatten(-2))
 
 
+SWIGLU_MULTIPLE = 128
+
+
+def swiglu_width(hidden_size: int) -> int:
+    """The published inner width of the feed-forward layer of a DiT block."""
+    return 8 * hidden_size // 3
+
+
+def padded_width(inner_size: int, multiple: int = SWIGLU_MULTIPLE) -> int:
+    """The width in which SwiGLU is held. It does not depend on the number of processes, so that checkpoints do not."""
+    return -(-inner_size // multiple) * multiple
+
+
 class SwiGLU(nn.Module):
     """silu(gate) * value between two linear layers, the inner width held zero-padded to a multiple.
 
@@ -92,10 +105,10 @@ class SwiGLU(nn.Module):
     training leaves the padding at zero.
     """
 
-    def __init__(self, hidden_size: int, inner_size: int, *, multiple: int = 128) -> None:
+    def __init__(self, hidden_size: int, inner_size: int, *, multiple: int = SWIGLU_MULTIPLE) -> None:
         super().__init__()
         self.inner_size = inner_size
-        self.padded_size = -(-inner_size // multiple) * multiple
+        self.padded_size = padded_width(inner_size, multiple)
         self.w12 = nn.Linear(hidden_size, 2 * self.padded_size)
         self.w3 = nn.Linear(self.padded_size, hidden_size)
 
@@ -147,7 +160,7 @@ class DiTBlock(nn.Module):
         self.norm1 = RMSNorm(hidden_size)
         self.attn = Attention(hidden_size, num_heads, qk_norm=qk_norm, attention=attention)
         self.norm2 = RMSNorm(hidden_size)
-        self.mlp = SwiGLU(hidden_size, 8 * hidden_size // 3)
+        self.mlp = SwiGLU(hidden_size, swiglu_width(hidden_size))
         self.adaln = nn.Linear(z_channels, 6 * hidden_size)
 
     def init_weights(self) -> None:

@@ -13,6 +13,7 @@ from rae_scale.models.conditioner import Conditioner
 from rae_scale.models.dit import DiT
 from rae_scale.models.llm_zoo import build_llm
 from rae_scale.models.official import load_official
+from rae_scale.models.tokens import AllTokens, Tokens
 from rae_scale.models.zoo import build_dit
 
 GROUP_OF_PART = {"conditioner": "llm", "connector": "dit", "dit": "dit"}
@@ -32,15 +33,18 @@ OUTPUT_LAYER = "conditioner.llm.lm_head.weight"
 
 class ScaleRAEOutput(NamedTuple):
     velocity: Tensor
-    """[B, T, C]; of no meaning in samples without an answer image."""
+    """[B, P, C] at the tokens `positions`; of no meaning in samples without an answer image."""
+    positions: Tensor
+    """int64 [P], which of the T image tokens were computed here: all, without sequence parallelism."""
     text_loss_sum: Tensor
-    """float32 scalar: cross-entropy summed over the labelled positions of the batch."""
+    """float32 scalar: cross-entropy summed over the labelled positions that were computed here."""
 
 
 class ScaleRAE(nn.Module):
     """Text and user image -> query states -> connector -> per-token condition of the DiT's velocity.
 
-    B samples, L text positions, T image tokens of C channels, z the DiT's conditioning width.
+    B samples, L text positions, T image tokens of C channels, z the DiT's conditioning width. Sequence parallelism
+    replaces `tokens`, here and in the conditioner.
     """
 
     def __init__(self, conditioner: Conditioner, connector: nn.Module, dit: DiT) -> None:
@@ -48,6 +52,7 @@ class ScaleRAE(nn.Module):
         self.conditioner = conditioner
         self.connector = connector
         self.dit = dit
+        self.tokens: Tokens = AllTokens()
 
     def forward(
         self,
@@ -73,8 +78,9 @@ class ScaleRAE(nn.Module):
         states, text_loss_sum = self.conditioner(
             input_ids, attention_mask, answer_start, user_start, user_features, labels
         )
-        velocity = self.dit.forward_tokens(x_t, t, self.connector(states), drop)
-        return ScaleRAEOutput(velocity, text_loss_sum)
+        positions = self.tokens.positions(x_t.shape[1], x_t.device)
+        velocity = self.dit.forward_tokens(x_t[:, positions], t, self.connector(states), drop, positions)
+        return ScaleRAEOutput(velocity, positions, text_loss_sum)
 
     def condition(
         self,
@@ -84,9 +90,14 @@ class ScaleRAE(nn.Module):
         user_start: Tensor,
         user_features: Tensor,
     ) -> Tensor:
-        """The DiT's condition [B, T, z] for sampling; arguments as in `forward`."""
+        """The DiT's condition [B, T, z] for sampling (the share of `tokens`); arguments as in `forward`."""
         states, _ = self.conditioner(input_ids, attention_mask, answer_start, user_start, user_features)
         return self.connector(states)
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor, drop: Tensor | None = None) -> Tensor:
+        """For sampling: velocity [B, T, C] of all tokens `x` [B, T, C] at times t [B], given `condition`'s result."""
+        positions = self.tokens.positions(x.shape[1], x.device)
+        return self.tokens.collect(self.dit.forward_tokens(x[:, positions], t, condition, drop, positions))
 
 
 def group_of(parameter_name: str) -> str:

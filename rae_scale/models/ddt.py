@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rae_scale.models.blocks import AttentionFn, DiTBlock, Rope, check_heads, init_linear
+from rae_scale.models.blocks import (
+    AttentionFn,
+    DiTBlock,
+    Rope,
+    check_heads,
+    init_linear,
+    padded_width,
+    swiglu_width,
+)
 from rae_scale.models.positions import HEAD_DIM_MULTIPLE, rope_2d_tables
 
 
@@ -26,6 +34,11 @@ class DDTHeadConfig:
 
     def __post_init__(self) -> None:
         check_heads("DDT head", self.hidden_size, self.num_heads, HEAD_DIM_MULTIPLE)
+
+    @property
+    def padded_inner_size(self) -> int:
+        """Width of the blocks' SwiGLU as it is held."""
+        return padded_width(swiglu_width(self.hidden_size))
 
 
 class DDTHead(nn.Module):

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rae_scale import ops
-from rae_scale.models.blocks import AttentionFn, DiTBlock, FinalLayer, Rope, check_heads, init_linear
+from rae_scale.models.blocks import (
+    AttentionFn,
+    DiTBlock,
+    FinalLayer,
+    Rope,
+    check_heads,
+    init_linear,
+    padded_width,
+    swiglu_width,
+)
 from rae_scale.models.ddt import DDTHead, DDTHeadConfig
 from rae_scale.models.positions import HEAD_DIM_MULTIPLE, rope_2d_tables, sincos_2d
 from rae_scale.models.time_embedding import TimeEmbedding
@@ -40,6 +49,11 @@ class DiTConfig:
     @property
     def num_tokens(self) -> int:
         return self.grid_size**2
+
+    @property
+    def padded_inner_size(self) -> int:
+        """Width of the blocks' SwiGLU as it is held."""
+        return padded_width(swiglu_width(self.hidden_size))
 
 
 class ConditionEmbedding(nn.Module):

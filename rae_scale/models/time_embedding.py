@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 FREQUENCY_SEED = 114514  # of the official release, whose checkpoints do not hold the frequencies
 NUM_FREQUENCIES = 256
@@ -15,6 +16,15 @@ def fourier_frequencies() -> Tensor:
     """The fixed frequencies W ~ N(0, 1), float32 [256]; the same numbers as in the official release."""
     generator = torch.Generator(device="cpu").manual_seed(FREQUENCY_SEED)
     return torch.randn(NUM_FREQUENCIES, generator=generator, device="cpu")
+
+
+class Float32Linear(nn.Linear):
+    """Computes in float32 whatever autocast says and in whatever precision its weights are handed to it: sharded
+    engines gather them in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class TimeEmbedding(nn.Module):
@@ -29,7 +39,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, z_channels: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(2 * NUM_FREQUENCIES, z_channels), nn.SiLU(), nn.Linear(z_channels, z_channels)
+            Float32Linear(2 * NUM_FREQUENCIES, z_channels), nn.SiLU(), Float32Linear(z_channels, z_channels)
         )
         self.register_buffer("frequencies", torch.empty(NUM_FREQUENCIES), persistent=False)
         self.init_weights()
@@ -46,6 +56,5 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Map times [B] in [0, 1] to float32 [B, z_channels]."""
-        with torch.autocast(t.device.type, enabled=False):
-            angles = 2 * math.pi * t.float()[:, None] * self.frequencies
-            return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        angles = 2 * math.pi * t.float()[:, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))

@@ -86,9 +86,33 @@ class ModelRow(TypedDict):
 
 
 def build_dit(cfg: ModelConfig) -> DiT:
-    """Build the DiT that `model.name` names, with random weights. ValueError if there is no such name."""
+    """Build the DiT that `model.name` names, with random weights. Raises what `dit_config` does."""
+    return DiT(dit_config(cfg))
+
+
+def dit_config(cfg: ModelConfig) -> DiTConfig:
+    """The dimensions of the DiT that `model.name` names, with the section's other settings.
+
+    Raises:
+        ValueError: there is no such name, or `model.ddt_num_heads` does not fit its wide head, or it has none.
+    """
     named = _find("model.name", cfg.name, DIT_ZOO)
-    return DiT(replace(named, qk_norm=cfg.qk_norm, class_dropout_prob=cfg.class_dropout_prob))
+    return replace(named, qk_norm=cfg.qk_norm, class_dropout_prob=cfg.class_dropout_prob, ddt=_ddt_config(cfg, named))
+
+
+def _ddt_config(cfg: ModelConfig, named: DiTConfig) -> DDTHeadConfig | None:
+    if cfg.ddt_num_heads is None:
+        return named.ddt
+    if named.ddt is None:
+        with_head = ", ".join(name for name, dit in DIT_ZOO.items() if dit.ddt is not None)
+        raise ValueError(
+            f"model.ddt_num_heads={cfg.ddt_num_heads}, but model.name={cfg.name!r} has no DDT head; remove it, or "
+            f"choose one of {with_head}"
+        )
+    try:
+        return replace(named.ddt, num_heads=cfg.ddt_num_heads)
+    except ValueError as error:
+        raise ValueError(f"model.ddt_num_heads={cfg.ddt_num_heads}: {error}") from None
 
 
 def build_decoder(

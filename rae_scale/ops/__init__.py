@@ -10,6 +10,8 @@ from rae_kernels import (
     philox_uniform,
     report,
     rms_norm,
+    rms_norm_from_sum,
+    sum_of_squares,
     swiglu,
 )
 
@@ -23,5 +25,7 @@ __all__ = [
     "philox_uniform",
     "report",
     "rms_norm",
+    "rms_norm_from_sum",
+    "sum_of_squares",
     "swiglu",
 ]

@@ -7,8 +7,9 @@ over all three; tp splits single layers and sums nothing by itself.
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,18 +18,28 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rae_scale.config.schema import ParallelConfig
+from rae_scale.parallel.placement import Placement
+from rae_scale.parallel.ranks import resolve_ranks
+from rae_scale.parallel.variables import integer
 
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Sizes of the axes, this process's place in them, and the groups it belongs to.
 
-    One process needs no process group: `device_mesh` and `dp_group` are then None and every collective is a no-op.
+    One process needs no process group: `device_mesh` and every group are then None and every collective is a no-op.
+    The groups of an axis of size 1 are None too.
 
-    device_mesh: dimensions "replicate" (dp_replicate), "shard" (dp_shard x sp) and "tp".
-    dp_group:    the ranks that gradients and losses are summed over: dp_replicate x dp_shard x sp.
+    device_mesh:  dimensions "replicate" (dp_replicate), "shard" (dp_shard x sp) and "tp".
+    dp_group:     the ranks that gradients and losses are summed over: dp_replicate x dp_shard x sp.
+    sp_group:     the ranks that hold the token slices of the same samples, in the order of the slices.
+    tp_group:     the ranks that hold the parts of the same layers, in the order of the parts.
+    sample_group: sp x tp, the ranks that work on the same samples.
+    norm_group:   dp_shard x sp x tp, the ranks that together hold the model once.
+    save_group:   all ranks once more, for the thread that writes checkpoints while training communicates.
+    object_group: what `gather_objects` and `barrier` go through; None is the default group of all ranks.
     """
 
     device: torch.device
@@ -39,6 +50,12 @@ class Mesh:
     rank: int = 0
     device_mesh: DeviceMesh | None = None
     dp_group: dist.ProcessGroup | None = None
+    sp_group: dist.ProcessGroup | None = None
+    tp_group: dist.ProcessGroup | None = None
+    sample_group: dist.ProcessGroup | None = None
+    norm_group: dist.ProcessGroup | None = None
+    save_group: dist.ProcessGroup | None = None
+    object_group: dist.ProcessGroup | None = None
 
     @property
     def world_size(self) -> int:
@@ -59,52 +76,93 @@ class Mesh:
         """Which slice of the global batch is this process's: equal for ranks that differ in sp or tp only."""
         return self.rank // (self.sp * self.tp)
 
+    @property
+    def sp_rank(self) -> int:
+        """Which slice of the tokens is this process's."""
+        return self.rank // self.tp % self.sp
+
+    @property
+    def tp_rank(self) -> int:
+        """Which part of each split layer is this process's."""
+        return self.rank % self.tp
+
+    @property
+    def sample_rank(self) -> int:
+        """This process's place among the `sp * tp` that work on the same samples."""
+        return self.rank % (self.sp * self.tp)
+
+    def copy_of(self, placement: Placement) -> tuple[int, int]:
+        """Which copy of a parameter's shards this process holds, of how many: replicas, and tensor-parallel ranks if
+        the parameter is not split over them."""
+        replica = self.rank // (self.dp_shard * self.sp * self.tp)
+        if placement.is_split:
+            return replica, self.dp_replicate
+        return replica * self.tp + self.tp_rank, self.dp_replicate * self.tp
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over `dp_group`, in place."""
         if self.dp_group is not None:
             dist.all_reduce(tensor, group=self.dp_group)
         return tensor
 
+    def any(self, flags: Tensor) -> list[bool]:
+        """For each of the bool `flags` [N] whether it is set on any process of the run. The same on all of them."""
+        counts = flags.float()
+        if self.device_mesh is not None:
+            dist.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Every process's `value`, in rank order, on every process."""
         if self.device_mesh is None:
             return [value]
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self.object_group)
         return gathered
 
     def barrier(self) -> None:
         if self.device_mesh is not None:
-            dist.barrier()
+            dist.barrier(group=self.object_group)
+
+    def for_saving(self) -> Mesh:
+        """This mesh with `gather_objects` and `barrier` of their own, for a second thread: calls of one group must come
+        in the same order on all ranks, which two threads cannot promise each other."""
+        assert self.device_mesh is None or self.save_group is not None, "build_mesh makes the group"
+        return replace(self, object_group=self.save_group)
 
 
 def init_distributed(parallel: ParallelConfig, device: str = "auto") -> torch.device:
-    """Join the other processes of the run, as torchrun or DeepSpeed's launcher describes them in the environment.
+    """Join the other processes of the run, as whatever started them describes them in the environment.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda". Returns this process's device. A run of one process
-    joins nothing and needs no launcher.
+    `rae_scale.parallel.ranks` says which launchers are understood; what they say is written back as torchrun's
+    variables, which PyTorch and DeepSpeed read. device: "auto" (CUDA where there is one), "cpu" or "cuda". Returns this
+    process's device. A run of one process joins nothing and needs no launcher.
 
     Raises:
         ValueError: the number of processes is not the product of the sizes in `parallel`, the launcher's variables
-            are incomplete, or there is no such device.
+            are incomplete or contradict each other, or there is no such device.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != parallel.world_size:
+    ranks = resolve_ranks(os.environ, parallel.world_size)
+    if ranks.world_size != parallel.world_size:
         raise ValueError(
-            f"{world_size} process(es) were started (WORLD_SIZE), but parallel.dp_replicate x dp_shard x sp x tp = "
-            f"{parallel.dp_replicate} x {parallel.dp_shard} x {parallel.sp} x {parallel.tp} = {parallel.world_size}; "
-            f"start {parallel.world_size} (torchrun --nproc-per-node {parallel.world_size} on one machine) or choose "
-            f"sizes whose product is {world_size}, for example parallel.dp_shard={world_size}"
+            f"{ranks.world_size} process(es) were started ({ranks.origin}), but parallel.dp_replicate x dp_shard x sp "
+            f"x tp = {parallel.dp_replicate} x {parallel.dp_shard} x {parallel.sp} x {parallel.tp} = "
+            f"{parallel.world_size}; start {parallel.world_size} (torchrun --nproc-per-node {parallel.world_size} on "
+            f"one machine) or choose sizes whose product is {ranks.world_size}, for example "
+            f"parallel.dp_shard={ranks.world_size}"
+        )
+    if ranks.launched:
+        os.environ.update(ranks.variables())
+        logger.info("%s", ranks)
+    if ranks.ignored:
+        logger.warning(
+            "%s is ignored: parallel.* asks for one process, so this one runs by itself, and so do the others if they "
+            "have the same configuration",
+            ranks.ignored,
         )
     torch_device = choose_device(device)
-    if world_size == 1:
+    if ranks.world_size == 1:
         return torch_device
-    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE={world_size} but {', '.join(missing)} is not set; start the processes with torchrun or "
-            "deepspeed"
-        )
     if torch_device.type == "cuda":
         # Both backends: checkpoints and error reports exchange Python objects, which need no GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch_device)
@@ -117,12 +175,13 @@ def choose_device(device: str) -> torch.device:
     """This process's device, made the current one if it is a GPU."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = integer(os.environ, "LOCAL_RANK", default=0)
     available = torch.cuda.device_count()
     if local_rank >= available:
         raise ValueError(
             f"run.device={device}: process {local_rank} of this machine has no GPU of its own, {available} are "
-            "visible; start one process per GPU, or set run.device=cpu"
+            "visible; start one process per GPU (srun: with --gpu-bind=none, so that each sees all of them), or set "
+            "run.device=cpu"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -135,11 +194,28 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
         return Mesh(device, **sizes)
     shape = (parallel.dp_replicate, parallel.dp_shard * parallel.sp, parallel.tp)
     device_mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
-    dp_group = dist.group.WORLD
-    if parallel.tp > 1:
-        ranks = [list(range(first, parallel.world_size, parallel.tp)) for first in range(parallel.tp)]
-        dp_group, _ = dist.new_subgroups_by_enumeration(ranks)
-    return Mesh(device, **sizes, rank=dist.get_rank(), device_mesh=device_mesh, dp_group=dp_group)
+    # Axes as dimensions: a group is made of the ranks that differ in some of them only.
+    ranks = torch.arange(parallel.world_size).view(parallel.dp_replicate, parallel.dp_shard, parallel.sp, parallel.tp)
+    return Mesh(
+        device,
+        **sizes,
+        rank=dist.get_rank(),
+        device_mesh=device_mesh,
+        dp_group=group_over(ranks.permute(3, 0, 1, 2).flatten(1)),
+        sp_group=group_over(ranks.permute(0, 1, 3, 2).flatten(0, 2)) if parallel.sp > 1 else None,
+        tp_group=device_mesh["tp"].get_group() if parallel.tp > 1 else None,
+        sample_group=group_over(ranks.flatten(2).flatten(0, 1)) if parallel.sp * parallel.tp > 1 else None,
+        norm_group=group_over(ranks.flatten(1)),
+        save_group=dist.new_group(backend="gloo"),
+    )
+
+
+def group_over(ranks: Tensor) -> dist.ProcessGroup:
+    """The one of the groups in `ranks` [groups, size] that this process belongs to. All processes are in one."""
+    if len(ranks) == 1:
+        return dist.group.WORLD
+    group, _ = dist.new_subgroups_by_enumeration(ranks.tolist())
+    return group
 
 
 def one_process_group(device: torch.device) -> bool:

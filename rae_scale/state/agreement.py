@@ -15,13 +15,21 @@ def agree(mesh: Mesh, action: Callable[[], T]) -> list[T]:
     """Run `action` on every rank and return all results in rank order; if it fails on any rank, fail on all.
 
     Without that, one full disk would leave the other ranks waiting. Collective; no rank returns before all have run.
+
+    Raises:
+        CheckpointError: with every rank's problem. A rank on which something else than the disk or the checkpoint was
+            at fault, such as memory or a defect, raises that.
     """
-    problem, value = "", None
+    problem, value, failure = "", None, None
     try:
         value = action()
-    except (OSError, CheckpointError) as error:
-        problem = f"{error}" if mesh.world_size == 1 else f"rank {mesh.rank}: {error}"
+    except Exception as error:
+        failure = error
+        text = f"{error}" if isinstance(error, OSError | CheckpointError) else f"{type(error).__name__}: {error}"
+        problem = text if mesh.world_size == 1 else f"rank {mesh.rank}: {text}"
     outcomes = mesh.gather_objects((problem, value))
+    if failure is not None and not isinstance(failure, OSError | CheckpointError):
+        raise failure
     problems = [problem for problem, _ in outcomes if problem]
     if problems:
         raise CheckpointError("\n".join(problems))

@@ -11,22 +11,23 @@ import torch
 import xxhash
 import yaml
 
+from rae_scale.parallel.boxes import whole
 from rae_scale.state.format import (
     CONFIG,
     EXPORTED,
     MANIFEST,
     STATE,
     CheckpointError,
-    read_index,
     read_json,
     sync_folder,
     temporary_folder,
     write_json,
 )
+from rae_scale.state.index import read_index
 from rae_scale.state.load import check_files
 from rae_scale.state.read import PieceReader
 from rae_scale.state.tensorfile import TensorToWrite, write_tensors
-from rae_scale.state.weights import WeightKind, has_ema, read_whole, source_kind
+from rae_scale.state.weights import WeightKind, has_ema, source_kind
 
 
 def export_weights(
@@ -36,8 +37,8 @@ def export_weights(
     prefixes: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write one kind of weights of a checkpoint into the new folder `out_dir` and return it. One tensor is in memory
-    at a time.
+    """Write one kind of weights of a checkpoint into the new folder `out_dir` and return it. Little is in memory at
+    a time, however large the tensors are.
 
     prefixes: only the names that begin with one of them; names stay whole. `read_weights` reads the result.
 
@@ -59,7 +60,8 @@ def export_weights(
 
         def to_write(name: str) -> TensorToWrite:
             found = source_kind(source, index, name, kind)
-            return TensorToWrite(name, index[name].shape, dtype, lambda: read_whole(reader, found, name))
+            shape = index[name].shape
+            return TensorToWrite(name, shape, dtype, lambda: reader.chunks(found, name, whole(shape)))
 
         taken = kind or ("ema" if has_ema(index) else "weight")
         metadata = {"format": "pt", "kind": taken, "step": str(state["step"])}

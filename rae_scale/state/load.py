@@ -10,31 +10,40 @@ from rae_scale.engines import Engine
 from rae_scale.parallel import Mesh
 from rae_scale.state.agreement import agree
 from rae_scale.state.format import (
+    CHECKPOINTS,
     LATEST,
     MANIFEST,
     STATE,
     CheckpointError,
-    Index,
     damaged_files,
-    read_index,
     read_json,
     replaced_folder,
+    step_folders,
+    step_of,
 )
+from rae_scale.state.index import Index, read_index
 from rae_scale.state.read import PieceReader
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None.
+    """The newest complete checkpoint of a run, or None. Whether its files are intact is not looked at."""
+    return next((path for path in candidates(Path(run_dir)) if (path / MANIFEST).is_file()), None)
 
-    That is the one that `latest` names. A save that was interrupted between giving a checkpoint its name and pointing
-    to it has left a complete one that nothing names; it counts if there is no better.
+
+def candidates(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that are there, the best to continue first; some may be incomplete.
+
+    The best is the one that `latest` names. A save that was interrupted between giving a checkpoint its name and
+    pointing to it has left a complete one that nothing names; it counts if there is no better.
     """
-    root = Path(run_dir) / "checkpoints"
-    candidates = sorted(root.glob("step-*"), reverse=True)
+    root = run_dir / CHECKPOINTS
+    found = step_folders(root)[::-1]
     if (root / LATEST).is_file():
-        named = root / (root / LATEST).read_text(encoding="utf-8").strip()
-        candidates = [named, replaced_folder(named), *candidates]
-    return next((path for path in candidates if (path / MANIFEST).is_file()), None)
+        named = root / (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+        # A damaged pointer names nothing.
+        if step_of(named) is not None:
+            found = [named, replaced_folder(named), *(path for path in found if path != named)]
+    return [path for path in found if path.is_dir()]
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -42,16 +51,18 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return read_json(Path(path) / STATE)
 
 
-def load_checkpoint(path: str | Path, engine: Engine, mesh: Mesh) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, engine: Engine, mesh: Mesh, verified: bool = False) -> dict[str, Any]:
     """Put a checkpoint into the engine, whichever engine and mesh wrote it, and return its state. Collective.
 
     The state holds what `save_checkpoint` was given as `extra`, and "step", "optimizer_step", "layout", "versions".
+    verified: the files were compared with their hashes a moment ago, so that is not repeated.
 
     Raises:
         CheckpointError: on all ranks. A file is missing or damaged, a tensor is missing, too many or of another shape.
     """
     folder = Path(path)
-    agree(mesh, lambda: check_files(folder, mesh.rank, mesh.world_size))
+    if not verified:
+        agree(mesh, lambda: check_files(folder, mesh.rank, mesh.world_size))
     index, state = read_index(folder), read_state(folder)
     check_tensors(folder, index, engine.shapes)
     with PieceReader(folder, index) as reader:

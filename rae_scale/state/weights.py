@@ -10,7 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rae_scale.engines.base import Kind
-from rae_scale.state.format import EXPORTED, INDEX, CheckpointError, Index, read_index
+from rae_scale.parallel.boxes import whole
+from rae_scale.state.format import EXPORTED, INDEX, CheckpointError
+from rae_scale.state.index import Index, read_index
 from rae_scale.state.load import check_files
 from rae_scale.state.read import PieceReader
 
@@ -53,19 +55,18 @@ def read_exported(folder: Path, kind: WeightKind | None, prefix: str) -> Iterato
 
 
 def read_whole(reader: PieceReader, kind: Kind, name: str) -> Tensor:
-    entry = reader.index[name]
-    tensor = reader.read(kind, name, 0, entry.numel)
+    tensor = reader.read(kind, name, whole(reader.index[name].shape))
     assert tensor is not None, f"{name} has no {kind}"
-    return tensor.view(entry.shape)
+    return tensor
 
 
 def has_ema(index: Index) -> bool:
-    return any("ema" in entry.ranges for entry in index.values())
+    return any("ema" in entry.pieces for entry in index.values())
 
 
 def source_kind(folder: Path, index: Index, name: str, kind: WeightKind | None) -> Kind:
     """Under which kind the wanted one of a tensor is stored."""
-    if kind != "weight" and "ema" in index[name].ranges:
+    if kind != "weight" and "ema" in index[name].pieces:
         return "ema"
     if kind == "ema" and not has_ema(index):
         raise CheckpointError(

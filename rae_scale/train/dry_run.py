@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 
-import torch
 from torch import nn
 
 from rae_scale.config import Config
@@ -14,7 +12,9 @@ from rae_scale.config.paths import resolve_paths
 from rae_scale.data.collate import Batch
 from rae_scale.data.loader import build_loader, open_sources
 from rae_scale.models.zoo import logical_parameters
-from rae_scale.train.parts import Parts, build_parts, without_llm_weights
+from rae_scale.train.layout import check_layout
+from rae_scale.train.meta import build_parts_on_meta, without_weights
+from rae_scale.train.parts import Parts
 
 PROBE_SAMPLES = 16  # read from the data to see that it fits and how long its texts are
 
@@ -25,11 +25,9 @@ def dry_run(config: Config) -> str:
     Models are built on the meta device, which holds no weights. The first samples are read and tokenised as in
     training. Raises ValueError for whatever would stop the run before its first step.
     """
+    check_layout(config)
     resolved = without_weights(resolve_paths(config))
-    with torch.device("meta"), warnings.catch_warnings():
-        # The demo's encoder reads its weights even so, and torch says that they go nowhere.
-        warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model, which is a no-op")
-        parts = build_parts(resolved, torch.device("meta"))
+    parts = build_parts_on_meta(resolved)
     batch = probe(resolved, parts)
     return "\n".join(
         [
@@ -39,15 +37,6 @@ def dry_run(config: Config) -> str:
             *describe_step(config, parts, batch),
         ]
     )
-
-
-def without_weights(config: Config) -> Config:
-    """`config` with the paths of weights removed: names give the shapes. The demo's encoder stays, its folder does."""
-    config = without_llm_weights(config)
-    update: dict[str, object] = {"decoder": config.model.decoder.model_copy(update={"path": None})}
-    if config.model.encoder.name != "siglip-demo":
-        update["encoder"] = config.model.encoder.model_copy(update={"path": None})
-    return config.model_copy(update={"model": config.model.model_copy(update=update)})
 
 
 def probe(config: Config, parts: Parts) -> Batch:

@@ -72,9 +72,11 @@ def global_step(run: Run) -> Metrics:
     micro_batches = next(run.batches)
     meter = SumMeter()
     meter.add("data_wait_s", time.perf_counter() - started, 0)
-    meter.add("images", sum(float(batch.has_image.sum()) for batch in micro_batches), 0)
-    meter.add("tokens", sum(float(batch.attention_mask.sum()) for batch in micro_batches), 0)
-    meter.add("flops", sum(run.stage.flops(batch) for batch in micro_batches), 0)
+    # Sequence-parallel ranks have the same samples, so each counts its share of them.
+    share = 1 / run.mesh.sp
+    meter.add("images", share * sum(float(batch.has_image.sum()) for batch in micro_batches), 0)
+    meter.add("tokens", share * sum(float(batch.attention_mask.sum()) for batch in micro_batches), 0)
+    meter.add("flops", share * sum(run.stage.flops(batch) for batch in micro_batches), 0)
     lrs = learning_rates(run.config.optim, run.step, run.config.run.max_steps)
 
     result = run.engine.step(lrs) if accumulate(run, micro_batches, meter) else None
@@ -113,15 +115,16 @@ def global_counts(run: Run, micro_batches: list[Batch]) -> dict[str, float]:
     for batch in micro_batches:
         for name, count in run.stage.counts(batch).items():
             meter.add(name, count, 0)
-    return {name: total for name, (total, _) in meter.reduce(run.mesh.all_reduce, run.device).items()}
+    # Sequence-parallel ranks have all counted the same samples.
+    return {name: total / run.mesh.sp for name, (total, _) in meter.reduce(run.mesh.all_reduce, run.device).items()}
 
 
 def all_finite(run: Run, output: LossOutput) -> bool:
     """Whether the loss is finite on every rank. The stop request travels with it, so all ranks stop at one step."""
     flags = torch.stack([~output.loss.detach().isfinite(), torch.tensor(run.stop.requested, device=run.device)])
-    broken, stop = run.mesh.all_reduce(flags.float()).tolist()
-    run.stopping = run.stopping or stop > 0
-    return broken == 0
+    broken, stop = run.mesh.any(flags)
+    run.stopping = run.stopping or stop
+    return not broken
 
 
 def suspects(batch: Batch, output: LossOutput) -> list[str]:
@@ -171,7 +174,7 @@ def step_metrics(
         "tflops": flops_per_second / 1e12,
         "mfu": flops_per_second / peak if peak else None,
         "step_s": seconds,
-        "data_wait_s": totals["data_wait_s"] / run.mesh.world_size,
+        "data_wait_s": totals["data_wait_s"] / (run.mesh.world_size // run.mesh.tp),
         "memory_bytes": memory_bytes(run.device),
         "skipped": run.skipped,
     }

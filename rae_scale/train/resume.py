@@ -37,7 +37,7 @@ def read_dotted(tree: dict[str, Any], key: str) -> Any:
 
 def check_identity(checkpoint: Path, current: dict[str, Any]) -> None:
     """Raise ValueError if `checkpoint` belongs to another model or data order than `current`."""
-    saved = read_state(checkpoint)["identity"]
+    saved = read_state(checkpoint).get("identity", {})
     changed = [
         f"{key} was {saved.get(key)!r}, is {value!r}" for key, value in current.items() if saved.get(key) != value
     ]

@@ -39,7 +39,7 @@ def sample_latents(model: ScaleRAE, batch: Batch, cfg: SamplerConfig, *, alpha: 
     everything = torch.ones(len(batch), dtype=torch.bool, device=condition.device)
 
     def velocity(drop: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, t: model.dit.forward_tokens(x, t, condition, drop)
+        return lambda x, t: model.velocity(x, t, condition, drop)
 
     noise = sampling_noise(seed, batch.sample_index, (tokens, channels))
     return sample(guided(velocity(None), velocity(everything), cfg.guidance, cfg.guidance_interval), noise, cfg, alpha)

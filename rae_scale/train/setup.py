@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
 from rae_scale.data.loader import build_loader
 from rae_scale.engines import build_engine
-from rae_scale.parallel import Mesh, build_mesh, init_distributed, shutdown_distributed
-from rae_scale.state import latest_checkpoint, load_checkpoint, read_weights
+from rae_scale.parallel import Mesh, build_mesh, init_distributed, share_samples, shutdown_distributed
+from rae_scale.parallel.ranks import resolve_ranks
+from rae_scale.state import Saver, intact_checkpoint, latest_checkpoint, load_checkpoint, read_weights
 from rae_scale.train.batches import ConversationBatches
 from rae_scale.train.callbacks import Callback, Checkpoints, MetricsLog, ProgressLine, Samples, TensorBoard
 from rae_scale.train.loop import Run, run_loop
@@ -36,10 +38,10 @@ def train(config: Config) -> None:
     Raises:
         ValueError: settings, data or a checkpoint that cannot be used. What an earlier run wrote is as it was then.
     """
+    configure_logging(config)
     device = init_distributed(config.parallel, config.run.device)
     try:
         mesh = build_mesh(config.parallel, device)
-        configure_logging(mesh)
         run = build_run(config, mesh)
         try:
             with run.stop:
@@ -51,12 +53,13 @@ def train(config: Config) -> None:
         shutdown_distributed()
 
 
-def configure_logging(mesh: Mesh) -> None:
+def configure_logging(config: Config) -> None:
     """Progress from the main rank, warnings from all, unless the application has set up logging itself."""
-    rank = f" rank {mesh.rank}" if mesh.world_size > 1 else ""
+    ranks = resolve_ranks(os.environ, config.parallel.world_size)
+    rank = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
     logging.basicConfig(format=f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
     for package in ("rae_scale", "rae_kernels"):
-        logging.getLogger(package).setLevel(logging.INFO if mesh.is_main else logging.WARNING)
+        logging.getLogger(package).setLevel(logging.INFO if ranks.rank == 0 else logging.WARNING)
 
 
 def build_run(config: Config, mesh: Mesh) -> Run:
@@ -64,20 +67,22 @@ def build_run(config: Config, mesh: Mesh) -> Run:
     resolved = resolve_paths(config)
     folder = Path(config.run.dir)
     own_identity = identity(resolved)
-    checkpoint = checkpoint_to_resume(config, folder)
+    checkpoint = checkpoint_to_resume(config, folder, mesh)
     if checkpoint is not None:
         check_identity(checkpoint, own_identity)
     if checkpoint is not None or resolved.run.init_from is not None:
         resolved = without_llm_weights(resolved)
     parts = build_parts(resolved, mesh.device)
+    if isinstance(parts.stage, GenerationStage):
+        parts.stage.encode = share_samples(parts.stage.encoder, mesh)
     if checkpoint is None and resolved.run.init_from is not None:
         init_weights(parts.stage.module, resolved.run.init_from)
     saved = {"identity": own_identity, "config": config.model_dump(mode="json")}
     callbacks = build_callbacks(resolved, folder, parts, saved, mesh)
-    engine = build_engine(config.engine, config.optim, parts.stage.module, parts.stage.group_of, mesh, mesh.device)
+    engine = build_engine(config.engine, config.optim, parts.stage.module, parts.stage.group_of, mesh)
     step = skipped = 0
     if checkpoint is not None:
-        state = load_checkpoint(checkpoint, engine, mesh)
+        state = load_checkpoint(checkpoint, engine, mesh, verified=True)
         step, skipped = state["step"], state["skipped"]
         logger.info("resumed %s: %d of %d steps are done", checkpoint, step, config.run.max_steps)
     batches = build_loader(
@@ -109,15 +114,15 @@ def build_run(config: Config, mesh: Mesh) -> Run:
     )
 
 
-def checkpoint_to_resume(config: Config, folder: Path) -> Path | None:
-    """The newest checkpoint in the run's folder, None if it is new."""
+def checkpoint_to_resume(config: Config, folder: Path, mesh: Mesh) -> Path | None:
+    """The newest intact checkpoint in the run's folder, None if it is new. Collective."""
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None and config.run.resume == "never":
         raise ValueError(
             f"run.resume=never, but run.dir={config.run.dir!r} holds {checkpoint.name}, which a new run would replace; "
             "choose another run.dir, or run.resume=auto to continue it"
         )
-    return checkpoint
+    return intact_checkpoint(folder, mesh)
 
 
 def init_weights(module: nn.Module, origin: str) -> None:
@@ -133,7 +138,7 @@ def build_callbacks(config: Config, folder: Path, parts: Parts, saved: dict[str,
     callbacks: list[Callback] = [MetricsLog(), ProgressLine(run.log_every)]
     if run.tensorboard:
         callbacks.append(TensorBoard(folder / "tensorboard", run.log_every))
-    callbacks.append(Checkpoints(saved))
+    callbacks.append(Checkpoints(saved, Saver(mesh, run.save_buffer_gb)))
     samples = build_samples(config, folder, parts, mesh.device)
     if samples is not None:
         callbacks.append(samples)

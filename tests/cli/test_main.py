@@ -86,6 +86,7 @@ def test_help_answers_within_half_a_second() -> None:
         ["data", "shapes"],
         ["data", "tokenizer"],
         ["model", "list"],
+        ["model", "layout"],
         ["eval", "shapes"],
         ["checkpoint", "inspect"],
         ["checkpoint", "verify"],

@@ -13,7 +13,7 @@ from PIL import Image
 from rae_scale.infer.export import export
 from rae_scale.infer.pipeline import TextToImage
 from rae_scale.models import zoo
-from rae_scale.state import latest_checkpoint
+from rae_scale.state import latest_checkpoint, read_weights
 from tests.infer.trained import Trained, save_run
 
 Rae = Callable[..., str]
@@ -109,8 +109,26 @@ def test_checkpoints_are_described(rae: Rae, trained: Trained) -> None:
     said = rae("checkpoint", "inspect", trained.run, "--tensors")
     assert "stage pretrain, model dit-tiny" in said
     assert "step 1, optimizer step 1" in said
-    assert "holds ema, exp_avg, exp_avg_sq, weight" in said
-    assert "connector.weight [48, 48]" in said
+    assert "written by dp_replicate 1, dp_shard 1, sp 1, tp 1" in said
+    for kind in ("ema", "exp_avg", "exp_avg_sq", "weight"):
+        assert f"  {kind}: " in said
+    assert "1 tensor files of" in said
+    assert "connector.weight [48, 48]: ema in 1, exp_avg in 1, exp_avg_sq in 1, weight in 1" in said
+
+
+def test_a_checkpoint_is_rewritten_in_another_number_of_files(rae: Rae, trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "three"
+    assert str(out) in rae("checkpoint", "reshard", trained.run, out, "--files", 3)
+    said = rae("checkpoint", "inspect", out, "--tensors")
+    assert "3 tensor files of" in said
+    assert "connector.weight [48, 48]: ema in 3" in said
+    assert "as it was written" in rae("checkpoint", "verify", out)
+    ours, theirs = read_weights(out), read_weights(latest_checkpoint(trained.run))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    again = rae("checkpoint", "reshard", trained.run, out, "--files", 2, status=2)
+    assert "three exists; reshard into a new folder" in again
+    assert "--files" in rae("checkpoint", "reshard", trained.run, tmp_path / "x", "--files", 0, status=2)
 
 
 def test_a_flipped_byte_is_found(rae: Rae, trained: Trained, tmp_path: Path) -> None:

@@ -29,11 +29,33 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             "optim.groups.encoder is not trained by stage=pretrain",
         ),
         ({"parallel": {"dp_shard": 2}}, "engine.name=eager runs one process, but parallel asks for 2"),
-        ({"engine": {"name": "fsdp2"}, "parallel": {"sp": 2}}, "parallel.sp=2 is not available yet"),
-        ({"engine": {"name": "fsdp2"}, "parallel": {"tp": 4}}, "parallel.tp=4 is not available yet"),
+        (
+            {"stage": "encoder", "engine": {"name": "fsdp2"}, "parallel": {"sp": 2}},
+            "parallel.sp=2 with stage=encoder: its model is small and runs data parallel only; set parallel.sp=1",
+        ),
+        (
+            {"stage": "decoder", "engine": {"name": "zero"}, "parallel": {"tp": 4}},
+            "parallel.tp=4 with stage=decoder",
+        ),
         (
             {"engine": {"name": "zero"}, "parallel": {"dp_replicate": 2}},
             "parallel.dp_replicate=2 with engine.name=zero",
+        ),
+        (
+            {"engine": {"activation_checkpointing": "full", "saved_ops": {"linear": 2}}},
+            "engine.saved_ops={'linear': 2} with engine.activation_checkpointing=full would be ignored",
+        ),
+        (
+            {"engine": {"activation_checkpointing": "selective", "saved_ops": {"linear": 0}}},
+            "engine.saved_ops={'linear': 0} with engine.activation_checkpointing=selective keeps nothing",
+        ),
+        (
+            {"engine": {"activation_checkpointing": "selective", "saved_ops": {"atention": 1}}},
+            "engine.saved_ops.atention.[key]='atention': Input should be 'linear', 'attention' or 'communication'",
+        ),
+        (
+            {"engine": {"activation_checkpointing": "selective", "saved_ops": {"linear": -2}}},
+            "engine.saved_ops.linear=-2: Input should be greater than or equal to -1",
         ),
         ({"sampler": {"guidance_interval": [0.6, 0.2]}}, "sampler.guidance_interval=[0.6, 0.2] is empty"),
         (
@@ -56,9 +78,21 @@ def test_impossible_combinations_are_refused(tree: dict[str, object], message: s
         {},
         TWO_RANKS,
         {"engine": {"name": "fsdp2"}, "parallel": {"dp_replicate": 2, "dp_shard": 4}},
+        {"engine": {"name": "fsdp2"}, "parallel": {"dp_replicate": 2, "dp_shard": 4, "sp": 2, "tp": 2}},
+        {"engine": {"name": "zero"}, "parallel": {"sp": 2, "tp": 4}},
+        {"stage": "finetune", "engine": {"name": "zero"}, "parallel": {"tp": 2}},
         {**TWO_RANKS, "data": {"global_batch_size": 16, "micro_batch_size": 4}},
         {"stage": "encoder", "optim": {"groups": {"encoder": {"lr": 1e-3}}}},
+        {"engine": {"activation_checkpointing": "full"}},
+        {"engine": {"activation_checkpointing": "selective", "saved_ops": {"attention": -1, "linear": 0}}},
     ],
 )
 def test_possible_combinations_are_accepted(tree: dict[str, object]) -> None:
     parse_config(tree)
+
+
+@pytest.mark.parametrize("mode", ["none", "full", "selective"])
+def test_what_a_mode_of_checkpointing_keeps_by_default_survives_saving_the_configuration(mode: str) -> None:
+    config = parse_config({"engine": {"activation_checkpointing": mode}})
+    assert bool(config.engine.saved_ops) == (mode == "selective")
+    assert parse_config(config.model_dump(mode="json")) == config

@@ -15,7 +15,7 @@ from rae_scale.state import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
-Snapshot = dict[tuple[str, str, int], Tensor]
+Snapshot = dict[tuple[str, str, tuple[int, ...]], Tensor]
 
 
 def build(cfg: EngineConfig, mesh: Mesh, freeze_llm: bool = False) -> Engine:
@@ -23,7 +23,7 @@ def build(cfg: EngineConfig, mesh: Mesh, freeze_llm: bool = False) -> Engine:
     if freeze_llm:
         module.conditioner.embed.requires_grad_(False)
         module.conditioner.layers.requires_grad_(False)
-    return build_engine(cfg, optim(), module, group_of, mesh, CPU)
+    return build_engine(cfg, optim(), module, group_of, mesh)
 
 
 def build_eager(freeze_llm: bool = False) -> Engine:
@@ -32,7 +32,7 @@ def build_eager(freeze_llm: bool = False) -> Engine:
 
 
 def snapshot(engine: Engine) -> Snapshot:
-    return {(p.kind, p.name, p.start): p.tensor.float().clone() for p in engine.pieces()}
+    return {(p.kind, p.name, p.box.start): p.tensor.float().clone() for p in engine.pieces()}
 
 
 def assert_same_bits(engine: Engine, expected: Snapshot, when: str) -> None:
@@ -46,7 +46,7 @@ def assert_close_to(engine: Engine, reference: Engine, when: str) -> None:
     """Compare this rank's pieces with the same ranges of an engine that holds everything."""
     whole = {(p.kind, p.name): p.tensor for p in reference.pieces()}
     for piece in engine.pieces():
-        expected = whole[piece.kind, piece.name][piece.start : piece.stop]
+        expected = whole[piece.kind, piece.name][piece.box.slices]
         torch.testing.assert_close(
             piece.tensor, expected, rtol=TOLERANCE, atol=1e-6, msg=lambda m, p=piece: f"{when}: {p.kind} {p.name}\n{m}"
         )
@@ -157,7 +157,7 @@ def check_evaluation(engine: Engine) -> None:
 def expected_velocity(engine: Engine, batch: object) -> Tensor:
     """The plain model with the engine's moving average, put together from all ranks' pieces."""
     model = toy()
-    mine = [(p.name, p.start, p.stop, p.tensor.clone()) for p in engine.pieces() if p.kind == "ema"]
+    mine = [(p.name, p.box, p.tensor.clone()) for p in engine.pieces() if p.kind == "ema"]
     gathered: list[object] = [mine]
     if torch.distributed.is_initialized():
         gathered = [None] * torch.distributed.get_world_size()
@@ -165,8 +165,8 @@ def expected_velocity(engine: Engine, batch: object) -> Tensor:
     named = dict(model.named_parameters())
     with torch.no_grad():
         for pieces in gathered:
-            for name, start, stop, tensor in pieces:  # type: ignore[attr-defined]
-                named[name].view(-1)[start:stop] = tensor
+            for name, box, tensor in pieces:  # type: ignore[attr-defined]
+                named[name][box.slices] = tensor
         return model(ids=batch.ids, features=batch.features, x=batch.x).velocity  # type: ignore[attr-defined]
 
 
@@ -176,7 +176,7 @@ def check_bf16(cfg: EngineConfig, mesh: Mesh) -> None:
     for piece in engine.pieces():
         if piece.kind != "weight" or engine_freezes(piece.name):
             continue
-        initial = dict(toy().named_parameters())[piece.name].detach().view(-1)[piece.start : piece.stop]
+        initial = dict(toy().named_parameters())[piece.name].detach()[piece.box.slices]
         assert piece.tensor.dtype == torch.float32
         assert torch.equal(piece.tensor, initial), piece.name
     batch = next(micro_batches(0, 0, 1, 1))

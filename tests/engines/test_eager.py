@@ -12,6 +12,7 @@ from toy_model import LRS, engine_config, group_of, loss_of, micro_batches, opti
 
 from rae_scale.engines import Engine, Piece, build_engine
 from rae_scale.parallel import Mesh
+from rae_scale.parallel.boxes import whole
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def engine() -> Iterator[Engine]:
 
 def build(module: nn.Module, precision: str = "fp32", checkpointing: str = "none", **settings: float | None) -> Engine:
     cfg = engine_config("eager", precision=precision, checkpointing=checkpointing)
-    return build_engine(cfg, optim(**settings), module, group_of, Mesh(CPU), CPU)
+    return build_engine(cfg, optim(**settings), module, group_of, Mesh(CPU))
 
 
 def run(engine: Engine, steps: range, count: int = 1) -> None:
@@ -101,7 +102,7 @@ def test_a_gradient_within_the_limit_is_not_touched() -> None:
     gradient = engine.module.connector.weight.grad.clone()
     engine.step(LRS)
     first_moment = pieces_by_key(engine)["exp_avg", "connector.weight"].tensor
-    assert torch.equal(first_moment, (1 - 0.8) * gradient.view(-1))
+    assert torch.equal(first_moment, (1 - 0.8) * gradient)
 
 
 def test_frozen_parameters_stay_and_have_no_optimizer_state(engine: Engine) -> None:
@@ -129,7 +130,7 @@ def test_using_ema_shows_the_average_and_gives_every_bit_back(engine: Engine) ->
     with engine.using_ema():
         for name, parameter in engine.module.named_parameters():
             expected = before["ema" if ("ema", name) in before else "weight", name]
-            assert torch.equal(parameter.detach().view(-1), expected)
+            assert torch.equal(parameter.detach(), expected)
     assert_same_bits(engine, before)
 
 
@@ -187,7 +188,7 @@ def test_resume_is_bitwise(engine: Engine) -> None:
 
     resumed = build(toy())
     run(resumed, range(5, 6))
-    resumed.load_pieces(lambda kind, name, start, stop: saved.get((kind, name)), step)
+    resumed.load_pieces(lambda kind, name, box: saved.get((kind, name)), step)
     assert resumed.optimizer_step == 2
     assert_same_bits(resumed, saved)
     run(resumed, range(2, 4))
@@ -199,7 +200,7 @@ def test_weights_alone_start_moments_at_zero_and_the_average_at_the_weights(engi
     saved = contents(engine)
     started = build(toy())
     run(started, range(5, 6))
-    started.load_pieces(lambda kind, name, start, stop: saved[kind, name] if kind == "weight" else None, 0)
+    started.load_pieces(lambda kind, name, box: saved[kind, name] if kind == "weight" else None, 0)
     found = contents(started)
     assert torch.equal(found["ema", "connector.weight"], saved["weight", "connector.weight"])
     assert all(not tensor.any() for (kind, _), tensor in found.items() if kind.startswith("exp_avg"))
@@ -208,14 +209,14 @@ def test_weights_alone_start_moments_at_zero_and_the_average_at_the_weights(engi
 
 def test_a_missing_weight_is_named(engine: Engine) -> None:
     with pytest.raises(ValueError, match=r"no weight for parameter conditioner.queries"):
-        engine.load_pieces(lambda kind, name, start, stop: None, 0)
+        engine.load_pieces(lambda kind, name, box: None, 0)
 
 
 def test_pieces_cover_every_parameter_once(engine: Engine) -> None:
     pieces = pieces_by_key(engine)
     for name, parameter in engine.module.named_parameters():
         piece = pieces["weight", name]
-        assert (piece.shape, piece.start, piece.stop) == (tuple(parameter.shape), 0, parameter.numel())
+        assert (piece.shape, piece.box) == (tuple(parameter.shape), whole(parameter.shape))
         assert engine.shapes[name] == piece.shape
     assert "conditioner.head.weight" not in engine.shapes, "tied to the embedding, so it is no parameter of its own"
 
@@ -245,7 +246,7 @@ def test_activation_checkpointing_is_applied_to_the_blocks_and_changes_no_bit(en
 
 def test_eager_refuses_several_processes() -> None:
     with pytest.raises(ValueError, match=r"engine.name=eager runs one process, not 2; use engine.name=zero or fsdp2"):
-        build_engine(engine_config("eager"), optim(), toy(), group_of, Mesh(CPU, dp_shard=2), CPU)
+        build_engine(engine_config("eager"), optim(), toy(), group_of, Mesh(CPU, dp_shard=2))
 
 
 def test_a_parameter_without_settings_is_named() -> None:
@@ -256,7 +257,6 @@ def test_a_parameter_without_settings_is_named() -> None:
             nn.ModuleDict({"connector": nn.Linear(2, 2)}),
             lambda _: "other",
             Mesh(CPU),
-            CPU,
         )
 
 

@@ -53,7 +53,7 @@ def save_run(config: Config) -> Path:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    engine = build_engine(config.engine, config.optim, module, parts.stage.group_of, mesh, CPU)
+    engine = build_engine(config.engine, config.optim, module, parts.stage.group_of, mesh)
     engine.backward(sum(parameter.sum() for parameter in module.parameters()), last=True)
     engine.step({name: 0.1 for name in config.optim.groups})
     save_checkpoint(config.run.dir, 1, engine, mesh, {"config": config.model_dump(mode="json")}, keep_last=1)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rae_scale.config.schema import LLMConfig
-from rae_scale.models.conditioner import IGNORE_LABEL, Conditioner, fill_slots, read_slots, text_loss_sum
+from rae_scale.models.conditioner import IGNORE_LABEL, Conditioner, fill_slots, next_tokens, read_slots
 from rae_scale.models.llm_zoo import LLM_ZOO, build_llm, resize_vocabulary
 
 T, C = 4, 6  # image tokens and their channels
@@ -39,20 +39,26 @@ def make_batch(length: int = 14) -> dict[str, Tensor]:
 
 def test_fill_and_read_slots_are_inverse_and_leave_the_rest() -> None:
     embeds, values = torch.randn(3, 9, 5), torch.randn(3, T, 5)
-    start = torch.tensor([0, 5, -1])
-    filled = fill_slots(embeds, values, start)
+    start, positions = torch.tensor([0, 5, -1]), torch.arange(9)
+    filled = fill_slots(embeds, values, start, positions)
     assert torch.equal(filled[0, :T], values[0])
     assert torch.equal(filled[0, T:], embeds[0, T:])
     assert torch.equal(filled[1, 5:], values[1])
     assert torch.equal(filled[1, :5], embeds[1, :5])
     assert torch.equal(filled[2], embeds[2])
-    read = read_slots(filled, T, start)
+    read = read_slots(filled, T, start, positions)
     assert torch.equal(read[:2], values[:2])
     assert torch.equal(read[2], torch.zeros(T, 5))
+    # In slices of the sequence: each fills and reads its own, and the sum is the whole.
+    parts = [fill_slots(embeds[:, part], values, start, part) for part in positions.split(3)]
+    assert torch.equal(torch.cat(parts, dim=1), filled)
+    reads = [read_slots(filled[:, part], T, start, part) for part in positions.split(3)]
+    assert torch.equal(sum(reads), read)
 
 
 def test_read_slots_of_text_shorter_than_the_slots() -> None:
-    assert torch.equal(read_slots(torch.randn(2, 2, 5), T, torch.tensor([-1, -1])), torch.zeros(2, T, 5))
+    states = read_slots(torch.randn(2, 2, 5), T, torch.tensor([-1, -1]), torch.arange(2))
+    assert torch.equal(states, torch.zeros(2, T, 5))
 
 
 def test_matches_the_language_model_run_on_one_sample_by_hand() -> None:
@@ -129,24 +135,29 @@ def test_every_part_has_a_gradient_whatever_the_samples_hold() -> None:
             assert bool(parameter.grad.any()) == present, name
 
 
+def watched_head(conditioner: Conditioner) -> list[tuple[int, ...]]:
+    """The shapes of what the output layer gives from here on."""
+    calls: list[tuple[int, ...]] = []
+    conditioner.llm.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(tuple(output.shape)))
+    return calls
+
+
 def test_unlabelled_batch_has_zero_loss_and_still_runs_the_head() -> None:
-    torch.manual_seed(0)
-    head, calls = torch.nn.Linear(5, 7), []
-    head.register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
-    hidden = torch.randn(2, 4, 5, requires_grad=True)
-    loss = text_loss_sum(head, hidden, torch.full((2, 4), IGNORE_LABEL))
+    conditioner = make_conditioner()
+    calls = watched_head(conditioner)
+    loss = conditioner.text_loss_sum(torch.randn(2, 4, 48, requires_grad=True), torch.full((2, 4), IGNORE_LABEL))
     loss.backward()
-    assert calls == [(1, 7)]
+    assert [shape[0] for shape in calls] == [1]
     assert loss.item() == 0.0
-    assert not head.weight.grad.any()
+    assert not conditioner.llm.lm_head.weight.grad.any()
 
 
 def test_logits_exist_only_at_labelled_positions() -> None:
-    head, calls = torch.nn.Linear(5, 7), []
-    head.register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
-    labels = torch.tensor([[3, -100, 4, 5], [-100, -100, -100, 6]])  # the first position predicts nothing's label
-    loss = text_loss_sum(head, torch.randn(2, 4, 5).bfloat16().float(), labels)
-    assert calls == [(3, 7)]
+    conditioner = make_conditioner()
+    calls = watched_head(conditioner)
+    labels = torch.tensor([[3, -100, 4, 5], [-100, -100, -100, 6]])  # nothing predicts the label of the first position
+    loss = conditioner.text_loss_sum(torch.randn(2, 4, 48), next_tokens(labels))
+    assert [shape[0] for shape in calls] == [3]
     assert loss.dtype == torch.float32
 
 

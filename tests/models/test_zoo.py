@@ -63,6 +63,23 @@ def test_build_dit_follows_the_model_section() -> None:
     assert model.blocks[0].attn.q_norm.weight.shape == (12,)
 
 
+def test_the_wide_heads_number_of_heads_can_be_chosen() -> None:
+    with torch.device("meta"):
+        default = build_dit(ModelConfig(name="dit-0.5b-ddt"))
+        model = build_dit(ModelConfig(name="dit-0.5b-ddt", ddt_num_heads=16))
+    assert (default.cfg.ddt.num_heads, model.cfg.ddt.num_heads) == (21, 16)
+    assert model.head.blocks[0].attn.head_dim == model.head.rope_cos.shape[1] == 168
+    shapes = {name: tuple(parameter.shape) for name, parameter in default.named_parameters()}
+    assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == shapes
+
+
+def test_heads_that_the_wide_head_cannot_have_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.ddt_num_heads=20: DDT head: .*num_heads=21 is the nearest that fits"):
+        build_dit(ModelConfig(name="dit-0.5b-ddt", ddt_num_heads=20))
+    with pytest.raises(ValueError, match=r"model\.name='dit-0\.5b' has no DDT head; remove it, .*dit-0\.5b-ddt"):
+        build_dit(ModelConfig(name="dit-0.5b", ddt_num_heads=16))
+
+
 def test_build_decoder_follows_its_section_and_the_encoder() -> None:
     decoder = build_decoder(DecoderConfig(name="vit-test"), 24, image_mean=(0.1, 0.2, 0.3))
     assert decoder.decode(torch.zeros(1, 16, 24)).shape == (1, 3, 16, 16)

@@ -27,7 +27,7 @@ def mesh() -> Mesh:
 @pytest.fixture
 def build(mesh: Mesh) -> Callable[..., Engine]:
     def build(module: nn.Module | None = None, **settings: float | None) -> Engine:
-        return build_engine(engine_config("eager"), optim(**settings), module or toy(), group_of, mesh, CPU)
+        return build_engine(engine_config("eager"), optim(**settings), module or toy(), group_of, mesh)
 
     return build
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,6 @@ from toy_model import WIDTH, toy, train_step
 from rae_scale.engines import Engine
 from rae_scale.parallel import Mesh
 from rae_scale.state import CheckpointError, load_checkpoint, save_checkpoint
-from rae_scale.state.format import Range, TensorEntry
-from rae_scale.state.read import PieceReader
-from rae_scale.state.tensorfile import TensorToWrite, write_tensors
 
 
 @pytest.fixture
@@ -104,18 +100,3 @@ def test_another_format_version_is_refused(saved: Path, build: Callable[..., Eng
     (saved / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="version 99; this release reads"):
         load_checkpoint(saved, build(), mesh)
-
-
-def test_any_range_is_put_together_from_the_pieces_that_overlap_it(tmp_path: Path) -> None:
-    values, edges = torch.randn(20), [0, 4, 4, 11, 20]
-    index = {"w": TensorEntry((4, 5), {"weight": []})}
-    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
-        part = TensorToWrite(f"weight/w/{start}", (stop - start,), torch.float32, lambda a=start, b=stop: values[a:b])
-        write_tensors(tmp_path / str(number), [part], {})
-        index["w"].ranges["weight"].append(Range(start, stop, str(number)))
-    with PieceReader(tmp_path, index) as reader:
-        for start in range(21):
-            for stop in range(start, 21):
-                assert torch.equal(reader.read("weight", "w", start, stop), values[start:stop])
-        assert reader.read("ema", "w", 0, 20) is None
-        assert reader.read("weight", "other", 0, 20) is None

@@ -17,7 +17,7 @@ from rae_scale.engines import Engine
 from rae_scale.parallel import Mesh
 from rae_scale.state import CheckpointError, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from rae_scale.state import save as save_module
-from rae_scale.state.format import build_index, damaged_files
+from rae_scale.state.format import damaged_files
 
 
 class Killed(BaseException):
@@ -48,10 +48,10 @@ def test_a_checkpoint_is_what_the_format_says(saved: Path, tmp_path: Path) -> No
     assert damaged_files(saved) == []
     index = json.loads((saved / "index.json").read_text())["tensors"]
     assert index["conditioner.queries"]["shape"] == [6, 12]
-    assert index["conditioner.queries"]["pieces"]["ema"] == [[0, 72, "rank-00000.safetensors"]]
+    assert index["conditioner.queries"]["pieces"]["ema"] == [[[0, 0], [6, 12], "rank-00000.safetensors"]]
     assert set(index["conditioner.projector.bias"]["pieces"]) == {"weight"}
     with safe_open(saved / "rank-00000.safetensors", framework="pt") as file:
-        assert file.get_slice("exp_avg/conditioner.queries/0").get_shape() == [72]
+        assert file.get_slice("exp_avg/conditioner.queries/0,0").get_shape() == [6, 12]
     state = read_state(saved)
     assert (state["step"], state["optimizer_step"], state["seed"]) == (2, 2, 3)
     assert state["layout"] == {"dp_replicate": 1, "dp_shard": 1, "sp": 1, "tp": 1}
@@ -172,6 +172,49 @@ def test_only_the_last_ones_stay(engine: Engine, mesh: Mesh, tmp_path: Path) -> 
     assert names(tmp_path) == {"latest", "step-00000010", "step-00000011"}
 
 
+def test_half_of_a_removed_checkpoint_is_none(
+    saved: Path, engine: Engine, mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, 3, engine, mesh, {}, keep_last=1)
+    assert not (saved / "manifest.json").exists()
+    check_survival(engine, mesh, tmp_path, expected=3)
+
+
+def test_multiples_of_a_step_stay_for_ever_beside_the_last_ones(engine: Engine, mesh: Mesh, tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 23, 24):
+        save_checkpoint(tmp_path, step, engine, mesh, {}, keep_last=2, keep_every=10)
+    assert names(tmp_path) == {"latest", *(f"step-000000{step}" for step in (10, 20, 23, 24))}
+    # A multiple counts as one of the last while it is.
+    save_checkpoint(tmp_path, 30, engine, mesh, {}, keep_last=2, keep_every=10)
+    assert names(tmp_path) == {"latest", *(f"step-000000{step}" for step in (10, 20, 24, 30))}
+    save_checkpoint(tmp_path, 31, engine, mesh, {}, keep_last=1)
+    assert names(tmp_path) == {"latest", "step-00000031"}, "0 keeps none"
+
+
+def test_steps_are_numbers_and_other_names_are_not_touched(engine: Engine, mesh: Mesh, tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path, 99_999_999, engine, mesh, {}, keep_last=1)
+    for name in ("step-00000007-copy", "damaged-step-00000008", "step-8"):
+        shutil.copytree(saved, saved.with_name(name))
+    newest = save_checkpoint(tmp_path, 100_000_000, engine, mesh, {}, keep_last=2)
+    save_checkpoint(tmp_path, 7, engine, mesh, {}, keep_last=2)
+    assert names(tmp_path) == {
+        "latest",
+        "step-00000007",
+        newest.name,
+        "step-00000007-copy",
+        "damaged-step-00000008",
+        "step-8",
+    }
+    (tmp_path / "checkpoints" / "latest").unlink()
+    assert latest_checkpoint(tmp_path) == newest
+
+
 def test_what_was_just_written_stays_whatever_else_there_is(engine: Engine, mesh: Mesh, tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 50, engine, mesh, {}, keep_last=1)
     path = save_checkpoint(tmp_path, 4, engine, mesh, {}, keep_last=1)
@@ -195,10 +238,3 @@ def test_a_checkpoint_without_its_manifest_does_not_count(saved: Path, tmp_path:
     assert latest_checkpoint(tmp_path) == newer
     (newer / "manifest.json").unlink()
     assert latest_checkpoint(tmp_path) == saved
-
-
-@pytest.mark.parametrize("ranges", [[], [(0, 3), (4, 6)], [(0, 4), (3, 6)], [(0, 3)], [(1, 6)], [(0, 3), (3, 7)]])
-def test_pieces_that_do_not_cover_a_tensor_once_are_refused(ranges: list[tuple[int, int]]) -> None:
-    rows = [("weight", "w", start, stop, "file") for start, stop in ranges]
-    with pytest.raises(CheckpointError, match=r"weight of w \[2, 3\]: the ranks' pieces do not cover its 6 elements"):
-        build_index({"w": (2, 3)}, rows)

@@ -26,7 +26,7 @@ def saved(engine: Engine, mesh: Mesh, tmp_path: Path) -> Path:
 
 
 def tensors(engine: Engine, kind: str) -> dict[str, Tensor]:
-    return {p.name: p.tensor.view(p.shape) for p in engine.pieces() if p.kind == kind}
+    return {p.name: p.tensor for p in engine.pieces() if p.kind == kind}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -114,7 +114,7 @@ def test_the_writer_writes_safetensors(dtype: torch.dtype, tmp_path: Path) -> No
         "nämé": torch.ones(2, 1, 2),
     }
     path = tmp_path / "file.safetensors"
-    to_write = [TensorToWrite(name, tuple(t.shape), dtype, lambda t=t: t) for name, t in contents.items()]
+    to_write = [TensorToWrite(name, tuple(t.shape), dtype, lambda t=t: [t]) for name, t in contents.items()]
     digest = write_tensors(path, to_write, {"kind": "ema"})
     assert digest == xxhash.xxh3_128_hexdigest(path.read_bytes())
     assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0, "tensors begin aligned, as the library's own do"

@@ -35,6 +35,14 @@ def test_published_sizes_need_no_weights_and_no_memory(world: TinyWorld, tmp_pat
     assert "trained in group dit: 9,767,830,656 parameters" in report
 
 
+def test_sizes_that_the_model_does_not_allow_are_refused_before_it_is_built(world: TinyWorld, tmp_path: Path) -> None:
+    changes = {"engine__name": "fsdp2", "parallel__sp": 3, "parallel__tp": 4, "model__encoder__path": "nowhere"}
+    with pytest.raises(
+        ValueError, match=r"tp x sp = 4 x 3 = 12 .*\n.*parallel\.tp=4 does not divide .* 2 key and value"
+    ):
+        dry_run(world.config(tmp_path, **changes))
+
+
 def test_missing_data_are_named(world: TinyWorld, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing-here"):
         dry_run(world.config(tmp_path, data__sources=[{"path": str(tmp_path / "nothing-here")}]))

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from typing import TYPE_CHECKING, Any
 
-from rae_scale.state import save_checkpoint
+from rae_scale.state import Retention, Saver
 from rae_scale.train.callbacks.base import Callback, Metrics
 
 if TYPE_CHECKING:
     from rae_scale.train.loop import Run
 
-logger = logging.getLogger(__name__)
-
 
 class Checkpoints(Callback):
-    """`saved` goes into every checkpoint: the settings, and what a resume is checked against."""
+    """Training goes on as soon as `saver` has copied the state; when this callback's `on_train_end` returns, the last
+    checkpoint is on disk.
+
+    saved: goes into every checkpoint: the settings, and what a resume is checked against.
+    """
 
     main_only = False
 
-    def __init__(self, saved: dict[str, Any]) -> None:
+    def __init__(self, saved: dict[str, Any], saver: Saver) -> None:
         self.saved = saved
+        self.saver = saver
 
     def on_step_end(self, run: Run, metrics: Metrics) -> None:
-        every = run.config.run.save_every
-        if not run.finished and (every == 0 or run.step % every):
+        settings = run.config.run
+        if not run.finished and (settings.save_every == 0 or run.step % settings.save_every):
             return
-        started = time.perf_counter()
         extra = {**self.saved, "skipped": run.skipped}
-        path = save_checkpoint(run.folder, run.step, run.engine, run.mesh, extra, run.config.run.keep_last)
-        if run.mesh.is_main:
-            logger.info("saved %s in %.1f s", path, time.perf_counter() - started)
+        self.saver.save(run.folder, run.step, run.engine, extra, Retention(settings.keep_last, settings.keep_every))
+
+    def on_train_end(self, run: Run) -> None:
+        self.saver.wait()
+
+    def close(self) -> None:
+        self.saver.close()

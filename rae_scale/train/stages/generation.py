@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +50,15 @@ class FlowInputs:
 class GenerationStage:
     """loss = text_weight * (sum CE / labelled tokens) + flow_weight * (sum flow loss / answer images).
 
-    Both divisors are global: they count the tokens and images of the whole step, on all ranks.
+    Both divisors are global: they count the tokens and images of the whole step, on all ranks. A rank that computes a
+    slice of the image tokens has that fraction of its samples' flow losses, and counts as much of an image.
     """
 
     def __init__(self, model: ScaleRAE, encoder: FrozenEncoder, flow: FlowConfig, *, seed: int) -> None:
         self.module: ScaleRAE = model
         self.encoder = encoder
+        self.encode: Callable[[Tensor], Tensor] = encoder
+        """To be replaced where ranks share the work."""
         self.flow = flow
         self.seed = seed
         self.alpha = resolve_alpha(flow, encoder.num_tokens * encoder.channels)
@@ -72,7 +76,7 @@ class GenerationStage:
 
     def prepare(self, batch: Batch, step: int) -> FlowInputs:
         """Encode the images once: a sample's one image is either what the LLM reads or what the DiT generates."""
-        features = self.encoder(batch.pixels).float()
+        features = self.encode(batch.pixels).float()
         index = batch.sample_index
         return FlowInputs(
             batch=batch,
@@ -95,8 +99,9 @@ class GenerationStage:
             t=inputs.t,
             drop=inputs.drop,
         )
-        answered = inputs.has_answer.float()
-        target = velocity_target(inputs.features, inputs.noise)
+        fraction = len(output.positions) / inputs.features.shape[1]
+        answered = inputs.has_answer.float() * fraction
+        target = velocity_target(inputs.features, inputs.noise)[:, output.positions]
         flow = flow_loss(output.velocity, target, answered)
         # A step without any labelled token (or answer image) has a sum of 0 to divide: by 1, not by 0.
         tokens, images = max(1.0, totals["labelled_tokens"]), max(1.0, totals["answer_images"])
@@ -104,7 +109,7 @@ class GenerationStage:
         flow_share = self.flow.flow_weight * flow.sum() / images
         labelled = labelled_positions(batch).sum()
         sums = {
-            "loss_text": (output.text_loss_sum, labelled),
+            "loss_text": (output.text_loss_sum, labelled * fraction),
             "loss_flow": (flow.sum(), answered.sum()),
             **by_timestep(flow.detach(), inputs.t, answered),
         }
@@ -142,8 +147,11 @@ def labelled_positions(batch: Batch) -> Tensor:
 
 
 def by_timestep(flow: Tensor, t: Tensor, answered: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sum and count of the flow loss [B] in each bin of t [B], over samples with an answer image."""
+    """Sum and count of the flow loss [B] in each bin of t [B].
+
+    answered: [B], how much of each sample's answer image `flow` is of: 0 where there is none.
+    """
     index = (t * TIMESTEP_BINS).long().clamp(max=TIMESTEP_BINS - 1)
-    total = flow.new_zeros(TIMESTEP_BINS).index_add_(0, index, flow * answered)
+    total = flow.new_zeros(TIMESTEP_BINS).index_add_(0, index, flow)
     count = flow.new_zeros(TIMESTEP_BINS).index_add_(0, index, answered)
     return {f"loss_flow_bin_{i}": (total[i], count[i]) for i in range(TIMESTEP_BINS)}
