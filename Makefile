@@ -2,7 +2,8 @@
 #
 #   make demo               pictures from the shipped weights, trained a little further under ZeRO-3 (no GPU needed)
 #   make demo-from-scratch  the same with every part trained from nothing
-#   make test               the tests;  make test-all adds the long matrices
+#   make test               the tests;  make test-all adds the long ones, but not:
+#   make test-matrix        every parallel layout against one process, and checkpoints from each to each
 #   make lint               ruff, mypy, import order
 #
 # RAE_PYTHON=python3 uses that interpreter as it stands and installs nothing: for images that bring their own torch.
@@ -24,7 +25,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-from-scratch test test-all lint clean
+.PHONY: help demo demo-from-scratch test test-all test-matrix lint clean
 
 help:
 	@sed -n '/^#  /s/^#  *//p' Makefile
@@ -36,10 +37,14 @@ demo-from-scratch: $(READY)
 	@RAE_PYTHON="$(PYTHON)" launchers/demo-from-scratch.sh
 
 test: $(READY)
-	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not long and not gpu"
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not long and not matrix and not gpu"
 
 test-all: $(READY)
-	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS)
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not matrix"
+
+# One test at a time: each starts up to 12 processes.
+test-matrix: $(READY)
+	@$(TEST_ENV) $(PYTEST) -m matrix --durations=0
 
 lint: $(READY)
 	@$(PYTHON) -m ruff check .

@@ -18,6 +18,7 @@ def check(config: Config) -> list[str]:
         *check_batch(config),
         *check_groups(config),
         *check_engine(config),
+        *check_memory_options(config),
         *check_checkpointing(config),
         *check_steps(config),
     ]
@@ -74,6 +75,31 @@ def check_engine(config: Config) -> list[str]:
         problems.append(
             f"parallel.dp_replicate={parallel.dp_replicate} with engine.name=zero: DeepSpeed shards over all "
             "data-parallel ranks; set parallel.dp_replicate=1 and raise parallel.dp_shard, or use fsdp2"
+        )
+    return problems
+
+
+def check_memory_options(config: Config) -> list[str]:
+    engine, parallel = config.engine, config.parallel
+    stage3 = engine.name == "zero" and engine.zero_stage == 3
+    named = f"engine.name={engine.name}" + (f" engine.zero_stage={engine.zero_stage}" if engine.name == "zero" else "")
+    problems = []
+    if engine.zero_hpz > 1 and not stage3:
+        problems.append(
+            f"engine.zero_hpz={engine.zero_hpz} with {named} would be ignored: only ZeRO-3 keeps a second copy of the "
+            "parameters; use engine.name=zero engine.zero_stage=3 (with fsdp2, parallel.dp_replicate serves the same "
+            "end), or set engine.zero_hpz=1"
+        )
+    elif (parallel.dp_shard * parallel.sp) % engine.zero_hpz:
+        problems.append(
+            f"engine.zero_hpz={engine.zero_hpz} does not divide the parallel.dp_shard x sp = "
+            f"{parallel.dp_shard * parallel.sp} ranks that parameters are sharded over; choose a divisor, as a rule "
+            "the data-parallel ranks of one node"
+        )
+    if engine.offload_optimizer and engine.name == "zero" and not stage3:
+        problems.append(
+            f"engine.offload_optimizer=true with {named}: DeepSpeed's stages 1 and 2 keep whole float32 weights on the "
+            "device, so little would be gained; use engine.zero_stage=3 or engine.name=fsdp2"
         )
     return problems
 

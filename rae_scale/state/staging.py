@@ -96,6 +96,7 @@ class Staging:
             self._abandoned = True
             self._chunks.clear()
             self._free.clear()
+            self._filling = None
             self._changed.notify_all()
 
     def _block_with_room(self) -> Tensor | None:

@@ -42,6 +42,22 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             "parallel.dp_replicate=2 with engine.name=zero",
         ),
         (
+            {"engine": {"name": "fsdp2", "zero_hpz": 2}, "parallel": {"dp_shard": 2}},
+            "engine.zero_hpz=2 with engine.name=fsdp2 would be ignored",
+        ),
+        (
+            {"engine": {"name": "zero", "zero_stage": 2, "zero_hpz": 2}, "parallel": {"dp_shard": 2}},
+            "engine.zero_hpz=2 with engine.name=zero engine.zero_stage=2 would be ignored",
+        ),
+        (
+            {"engine": {"name": "zero", "zero_hpz": 4}, "parallel": {"dp_shard": 3, "sp": 2}},
+            "engine.zero_hpz=4 does not divide the parallel.dp_shard x sp = 6 ranks",
+        ),
+        (
+            {"engine": {"name": "zero", "zero_stage": 1, "offload_optimizer": True}},
+            "engine.offload_optimizer=true with engine.name=zero engine.zero_stage=1",
+        ),
+        (
             {"engine": {"activation_checkpointing": "full", "saved_ops": {"linear": 2}}},
             "engine.saved_ops={'linear': 2} with engine.activation_checkpointing=full would be ignored",
         ),

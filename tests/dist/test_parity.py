@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import run_ranks
@@ -68,6 +69,36 @@ def test_matrix(tp: int, sp: int, dp: int, references: str, tmp_path: Path) -> N
     sizes = {"tp": tp, "sp": sp, "dp_shard": dp}
     runs = list(itertools.product(ENGINES, VARIANTS))
     run_ranks(train_layouts, world(sizes), tmp_path, args=(sizes, runs, references), timeout=3000)
+
+
+OPTIONS = [
+    ({"dp_shard": 2, "tp": 2}, "zero3", {"zero_hpz": 2}),
+    ({"dp_shard": 4}, "zero3", {"zero_hpz": 2}),
+    ({"dp_shard": 2, "tp": 2}, "zero3", {"offload_optimizer": True}),
+    ({"sp": 2, "tp": 2}, "fsdp2", {"offload_optimizer": True}),
+    *(
+        ({"sp": 2, "tp": 2}, engine, {"activation_checkpointing": mode})
+        for engine in ("zero3", "fsdp2")
+        for mode in ("full", "selective")
+    ),
+]
+
+
+def train_with_option(sizes: dict[str, int], engine: str, settings: dict[str, Any], references: str) -> None:
+    parallel = ParallelConfig(**sizes)
+    init_distributed(parallel, "cpu")
+    trained: dict[Variant, Trained] = pickle.loads(Path(references).read_bytes())
+    for variant in (VARIANTS[0], VARIANTS[3]):
+        check_parity(sharded(engine, **settings), parallel, variant, trained[variant], Path(references).parent)
+    shutdown_distributed()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("sizes", "engine", "settings"), OPTIONS)
+def test_options(
+    sizes: dict[str, int], engine: str, settings: dict[str, Any], references: str, tmp_path: Path
+) -> None:
+    run_ranks(train_with_option, world(sizes), tmp_path, args=(sizes, engine, settings, references), timeout=1200)
 
 
 @pytest.mark.matrix

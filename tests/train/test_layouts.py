@@ -1,8 +1,9 @@
-"""The same loss curve from every engine: one process, two under ZeRO-3, two under FSDP2."""
+"""The same loss curve from every engine and layout: one process, two under ZeRO-3, two or four under FSDP2."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from rae_scale.state import read_weights
 from rae_scale.train import train
 
 STEPS = 20
-ENGINES = {"zero": {"engine__name": "zero", "engine__zero_stage": 3}, "fsdp2": {"engine__name": "fsdp2"}}
+DP2 = {"parallel__dp_shard": 2}
+ENGINES = {
+    "zero": {"engine__name": "zero", "engine__zero_stage": 3, **DP2},
+    "fsdp2": {"engine__name": "fsdp2", **DP2},
+    "fsdp2-tp-sp": {"engine__name": "fsdp2", "parallel__tp": 2, "parallel__sp": 2},
+}
 CURVE = ("loss", "loss_flow", "loss_text", "loss_flow_bin_0")
 
 pytestmark = pytest.mark.dist
@@ -25,7 +31,7 @@ def settings(engine: str) -> dict[str, Any]:
     if engine == "eager":
         # Four micro-batches in one process against two in each of two: sums do not care.
         return {"run__max_steps": STEPS, "data__micro_batch_size": 2}
-    return {"run__max_steps": STEPS, "data__micro_batch_size": 2, "parallel__dp_shard": 2, **ENGINES[engine]}
+    return {"run__max_steps": STEPS, "data__micro_batch_size": 2, **ENGINES[engine]}
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +42,22 @@ def reference(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
-def test_two_processes_give_the_curve_of_one(
+def test_several_processes_give_the_curve_of_one(
     world: TinyWorld, decoder: str, tmp_path: Path, reference: list[dict[str, Any]], engine: str
 ) -> None:
     # With pictures on the way: drawing them with the EMA weights must leave the training as it was.
     pictures = {"run__sample_every": 10, "run__sample_prompts": ["a red picture"], "sampler__steps": 2}
     changes = {**settings(engine), **pictures, "optim__ema_decay": 0.9, "model__decoder__path": decoder}
-    run_ranks(train_rank, 2, tmp_path, args=(world.tree(tmp_path / "run", **changes),))
+    ranks = 4 if "parallel__tp" in changes else 2
+    run_ranks(train_rank, ranks, tmp_path, args=(world.tree(tmp_path / "run", **changes),))
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for ours, theirs in zip(lines, reference, strict=True):
         for name in CURVE:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3), ours["step"]
+        for name in ("images_per_second", "tokens_per_second"):
+            assert ours[name] * ours["step_s"] == pytest.approx(theirs[name] * theirs["step_s"]), name
     pngs = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
     assert pngs == ["step-00000010.png", "step-00000020.png"]
 
@@ -64,13 +73,24 @@ def test_two_processes_give_the_curve_of_one(
         {"engine__name": "fsdp2", "parallel__dp_shard": 4},
         {"engine__name": "fsdp2", "parallel__dp_replicate": 2, "parallel__dp_shard": 2},
         {"engine__name": "fsdp2", "parallel__dp_shard": 2, "engine__activation_checkpointing": "full"},
+        {"engine__name": "zero", "engine__zero_stage": 3, "parallel__tp": 2, "parallel__dp_shard": 2},
+        {"engine__name": "zero", "engine__zero_stage": 3, "parallel__sp": 2, "parallel__dp_shard": 2},
     ],
-    ids=["zero1", "zero2", "zero3-4-ranks", "fsdp2-4-ranks", "fsdp2-hybrid", "fsdp2-recomputed"],
+    ids=[
+        "zero1",
+        "zero2",
+        "zero3-4-ranks",
+        "fsdp2-4-ranks",
+        "fsdp2-hybrid",
+        "fsdp2-recomputed",
+        "zero3-tp",
+        "zero3-sp",
+    ],
 )
 def test_every_layout_gives_the_curve_of_one(
     world: TinyWorld, tmp_path: Path, reference: list[dict[str, Any]], layout: dict[str, Any], accumulate: bool
 ) -> None:
-    ranks = layout.get("parallel__dp_replicate", 1) * layout["parallel__dp_shard"]
+    ranks = math.prod(size for name, size in layout.items() if name.startswith("parallel__"))
     changes = {"run__max_steps": STEPS, **layout, **({"data__micro_batch_size": 1} if accumulate else {})}
     run_ranks(train_rank, ranks, tmp_path, args=(world.tree(tmp_path / "run", **changes),))
     lines = read_metrics(tmp_path / "run")
