@@ -37,9 +37,8 @@ from rae_scale.train.layout_sizes import (
     total_of,
 )
 from rae_scale.train.meta import build_parts_on_meta, without_weights
-from rae_scale.train.parts import load_stage_tokenizer
+from rae_scale.train.parts import GENERATION_STAGES, load_stage_tokenizer
 
-GENERATION_STAGES = ("pretrain", "finetune")
 PARTS = {  # the first prefix that fits counts
     "conditioner.llm.": "language model",
     "conditioner.": "queries, connector",

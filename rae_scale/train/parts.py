@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,20 +36,27 @@ class Parts:
     batches: BatchMaker
 
 
-def build_parts(config: Config, device: torch.device) -> Parts:
+Shell = Callable[[], AbstractContextManager[None]]
+
+
+def build_parts(config: Config, device: torch.device, shell: Shell = nullcontext) -> Parts:
     """Build the models of `config.stage`: the trained one on the CPU, frozen ones on `device`.
 
     Random weights are a function of `run.seed`, so every rank and every engine begins from the same ones. Paths in
-    `config` must be resolved. Raises ValueError for settings that name no model, or weights that do not fit.
+    `config` must be resolved. shell: what the trained model of a generation stage is built inside.
+    Raises ValueError for settings that name no model, or weights that do not fit.
     """
     torch.manual_seed(config.run.seed)
+    if config.stage in GENERATION_STAGES:
+        return build_generation(config, device, shell)
     return BUILDERS[config.stage](config, device)
 
 
-def build_generation(config: Config, device: torch.device) -> Parts:
+def build_generation(config: Config, device: torch.device, shell: Shell) -> Parts:
     tokenizer = load_stage_tokenizer(config)
     encoder = build_encoder(config.model.encoder)
-    model = build_scale_rae(config.model, encoder.channels, encoder.num_tokens, len(tokenizer))
+    with shell():
+        model = build_scale_rae(config.model, encoder.channels, encoder.num_tokens, len(tokenizer))
     data = config.data
     chat = ChatTokenizer(tokenizer, encoder.num_tokens, data.max_seq_len, label_markup=data.label_markup)
     stage = GenerationStage(model, encoder.to(device), config.flow, seed=config.run.seed)
@@ -77,11 +85,10 @@ def build_encoder_stage(config: Config, device: torch.device) -> Parts:
     return Parts(EncoderStage(model, config.loss), batches)
 
 
+GENERATION_STAGES = ("pretrain", "finetune")
 BUILDERS: dict[str, Callable[[Config, torch.device], Parts]] = {
     "encoder": build_encoder_stage,
     "decoder": build_decoder_stage,
-    "pretrain": build_generation,
-    "finetune": build_generation,
 }
 
 

@@ -9,7 +9,7 @@ from rae_scale.config import Config
 from rae_scale.data.loader import data_fingerprint
 from rae_scale.state import read_state
 
-GENERATION_SETTINGS = ("model.name", "model.qk_norm", "model.llm.name", "model.llm.connector")
+GENERATION_SETTINGS = ("model.name", "model.qk_norm", "model.ddt_num_heads", "model.llm.name", "model.llm.connector")
 MODEL_SETTINGS = {
     "encoder": (),
     "decoder": ("model.decoder.name",),

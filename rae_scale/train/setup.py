@@ -20,11 +20,20 @@ from rae_scale.parallel.ranks import resolve_ranks
 from rae_scale.state import Saver, intact_checkpoint, latest_checkpoint, load_checkpoint, read_weights
 from rae_scale.train.batches import ConversationBatches
 from rae_scale.train.callbacks import Callback, Checkpoints, MetricsLog, ProgressLine, Samples, TensorBoard
+from rae_scale.train.layout import check_layout
 from rae_scale.train.loop import Run, run_loop
-from rae_scale.train.parts import Parts, build_decode, build_parts, load_weights, without_llm_weights
+from rae_scale.train.parts import (
+    GENERATION_STAGES,
+    Parts,
+    build_decode,
+    build_parts,
+    load_weights,
+    without_llm_weights,
+)
 from rae_scale.train.provenance import save_provenance
 from rae_scale.train.resume import check_identity, identity
 from rae_scale.train.sampling import prompt_batch
+from rae_scale.train.shared_build import build_once_per_machine, parameters_on_meta
 from rae_scale.train.stages import GenerationStage
 
 logger = logging.getLogger(__name__)
@@ -64,6 +73,7 @@ def configure_logging(config: Config) -> None:
 
 def build_run(config: Config, mesh: Mesh) -> Run:
     """Build everything, in the order in which mistakes are cheapest to find."""
+    check_layout(config)
     resolved = resolve_paths(config)
     folder = Path(config.run.dir)
     own_identity = identity(resolved)
@@ -72,11 +82,9 @@ def build_run(config: Config, mesh: Mesh) -> Run:
         check_identity(checkpoint, own_identity)
     if checkpoint is not None or resolved.run.init_from is not None:
         resolved = without_llm_weights(resolved)
-    parts = build_parts(resolved, mesh.device)
+    parts = build_shared_parts(resolved, mesh, resolved.run.init_from if checkpoint is None else None)
     if isinstance(parts.stage, GenerationStage):
         parts.stage.encode = share_samples(parts.stage.encoder, mesh)
-    if checkpoint is None and resolved.run.init_from is not None:
-        init_weights(parts.stage.module, resolved.run.init_from)
     saved = {"identity": own_identity, "config": config.model_dump(mode="json")}
     callbacks = build_callbacks(resolved, folder, parts, saved, mesh)
     engine = build_engine(config.engine, config.optim, parts.stage.module, parts.stage.group_of, mesh)
@@ -111,6 +119,26 @@ def build_run(config: Config, mesh: Mesh) -> Run:
         callbacks=callbacks,
         step=step,
         skipped=skipped,
+    )
+
+
+def build_shared_parts(resolved: Config, mesh: Mesh, init_from: str | None) -> Parts:
+    """The models with the weights that the run begins with; a large one exists once per machine. Collective."""
+
+    def build() -> Parts:
+        parts = build_parts(resolved, mesh.device)
+        if init_from is not None:
+            init_weights(parts.stage.module, init_from)
+        return parts
+
+    if resolved.stage not in GENERATION_STAGES or mesh.world_size == 1:
+        return build()
+    bare = without_llm_weights(resolved)
+    return build_once_per_machine(
+        build,
+        lambda: build_parts(bare, mesh.device, parameters_on_meta),
+        lambda parts: parts.stage.module,
+        mesh,
     )
 
 
