@@ -78,10 +78,11 @@ def deepspeed_config(cfg: EngineConfig, device: torch.device, trainable: int) ->
 
 @contextlib.contextmanager
 def hpz_group(size: int, mesh: Mesh) -> Iterator[dist.ProcessGroup | None]:
-    """Hand DeepSpeed the ranks that share a second copy of the parameters: `size` neighbours in the data-parallel group.
+    """Hand DeepSpeed the ranks that share a second copy of the parameters: `size` neighbours in their data-parallel
+    group; None for a size of 1.
 
     It takes them from a global of its own. Left to itself, it would make them of neighbours in the world, which with
-    tensor parallelism hold parts of different tensors. None for a size of 1.
+    tensor parallelism hold parts of different tensors.
     """
     from deepspeed.utils import groups
 
