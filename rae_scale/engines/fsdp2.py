@@ -109,8 +109,9 @@ def shard_module(module: nn.Module, mesh: DeviceMesh, precision: str) -> None:
         # A plain sum, where the default is an average. gloo has no scaled sum, hence the second call.
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
-    # Decides now which module is the root. Left to the first forward, a part called by itself would become one.
-    module._get_fsdp_state()._lazy_init()
+    if not next(module.parameters()).is_meta:
+        # Decides now which module is the root. Left to the first forward, a part called by itself would become one.
+        module._get_fsdp_state()._lazy_init()
 
 
 def units_of(module: nn.Module) -> list[FSDPModule]:

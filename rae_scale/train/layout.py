@@ -89,7 +89,7 @@ def measure_layout(config: Config, rank: int = 0) -> Layout:
         placements = parallelize(module, mesh)
         parameters = held_parameters(config, module, find_group, placements)
         if config.engine.name == "fsdp2":
-            shard_on_meta(config, module, mesh)
+            shard_module(module, fsdp_mesh(mesh), config.engine.precision)
             check_shards(config, module, parameters, mesh)
     sizes = sizes_by_part(config, parameters)
     check_sum(total_of(sizes.values()), logical, config.parallel.dp_replicate)
@@ -152,15 +152,6 @@ def part_of(name: str) -> str:
     return next((part for prefix, part in PARTS.items() if name.startswith(prefix)), name.partition(".")[0])
 
 
-def shard_on_meta(config: Config, module: nn.Module, mesh: Mesh) -> None:
-    try:
-        shard_module(module, fsdp_mesh(mesh), config.engine.precision)
-    except RuntimeError as error:
-        # Everything is sharded by then; what refuses the meta device is the preparation of the first forward.
-        if "meta device" not in str(error):
-            raise
-
-
 def check_shards(config: Config, module: nn.Module, parameters: list[HeldParameter], mesh: Mesh) -> None:
     """The arithmetic for this rank is what fully_shard did."""
     shapes = {p.name: p.local_shape(mesh.tp_rank) for p in parameters}
@@ -194,7 +185,7 @@ def layout_report(config: Config) -> str:
             columns = (sizes.weights, sizes.gradients, sizes.optimizer, sizes.ema, sizes.total)
             megabytes = "".join(f"{int(column[tp_rank, shard]) / 1e6:>12,.1f}" for column in columns)
             lines.append(f"{part:<20}{int(sizes.held[tp_rank, shard]):>18,}{megabytes}")
-    return "\n".join([*lines, "", *describe_sum(total, parallel)])
+    return "\n".join([*lines, "", *describe_sum(total, parallel), *describe_elsewhere(config, total)])
 
 
 HEADER = f"{'':<20}{'elements':>18}" + "".join(
@@ -215,3 +206,18 @@ def describe_sum(total: PartSizes, parallel: ParallelConfig) -> list[str]:
         f"the whole model: {sum(total.elements.values()):,} parameters, padding included",
         f"held by all ranks together: {held:,} = {terms} rank(s) with the same elements",
     ]
+
+
+def describe_elsewhere(config: Config, total: PartSizes) -> list[str]:
+    """What the columns do not show: what is in host memory, and a second copy of the parameters."""
+    lines = []
+    if config.engine.offload_optimizer:
+        lines.append(
+            "in host memory (engine.offload_optimizer): the float32 weights that AdamW updates, its moments, the moving "
+            "average"
+        )
+    if config.engine.zero_hpz > 1:
+        element = 2 if config.engine.precision == "bf16" else FLOAT32
+        copy = int(total.held.sum(dim=1).max()) * element / config.engine.zero_hpz
+        lines.append(f"beside this, a copy of the parameters (engine.zero_hpz): {copy / 1e6:,.1f} MB on every rank")
+    return lines

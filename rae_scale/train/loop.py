@@ -135,7 +135,8 @@ def suspects(batch: Batch, output: LossOutput) -> list[str]:
 
 def record_skip(run: Run, reason: str, sample_ids: list[str]) -> None:
     """Say that step `run.step` changed nothing, in the log and in skipped.jsonl. Every rank calls this."""
-    everyone = [sample_id for ids in run.mesh.gather_objects(sample_ids) for sample_id in ids]
+    # Once each: tensor and sequence parallel ranks have the same samples.
+    everyone = list(dict.fromkeys(sample_id for ids in run.mesh.gather_objects(sample_ids) for sample_id in ids))
     if not run.mesh.is_main:
         return
     size = run.config.data.global_batch_size

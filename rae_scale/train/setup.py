@@ -99,7 +99,8 @@ def build_run(config: Config, mesh: Mesh) -> Run:
         image_size=parts.batches.image_size,
         prepare=parts.batches.prepare,
         collate=parts.batches.collate,
-        quarantine_path=folder / "quarantine.jsonl",
+        # One of the ranks that have the same samples lists the bad ones.
+        quarantine_path=folder / "quarantine.jsonl" if mesh.sample_rank == 0 else os.devnull,
         dp_rank=mesh.dp_rank,
         dp_world=mesh.dp_world,
         start_step=step,

@@ -201,6 +201,16 @@ def test_report() -> None:
     assert "held by all ranks together" in report
 
 
+def test_report_of_what_lies_elsewhere() -> None:
+    engine = {"name": "zero", "zero_hpz": 2, "offload_optimizer": True, "precision": "fp32"}
+    cfg = config("dit-tiny", dp_shard=4, engine=engine)
+    report = layout_report(cfg)
+    assert "in host memory (engine.offload_optimizer)" in report
+    elements = int(measure_layout(cfg).total.held.sum())
+    assert f"(engine.zero_hpz): {elements * 4 / 2 / 1e6:,.1f} MB" in report
+    assert "engine." not in layout_report(config("dit-tiny", dp_shard=4))
+
+
 # What the heads allow: 12 and 2 of keys and values, 28 and 4; the DiT's 32 always divide.
 ALLOWED = {
     "qwen2.5-1.5b": {(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)},
