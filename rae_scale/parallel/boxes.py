@@ -37,16 +37,15 @@ class Box:
 
     def relative_to(self, outer: Box) -> Box:
         """The same elements, counted from the corner of `outer`."""
-        start = tuple(a - b for a, b in zip(self.start, outer.start, strict=True))
-        return Box(start, tuple(a + length for a, length in zip(start, self.shape, strict=True)))
+        return self._moved(tuple(-first for first in outer.start))
 
-    def shifted(self, dim: int, by: int) -> Box:
-        """The same box, `by` further along `dim`."""
-        return Box(_added(self.start, dim, by), _added(self.stop, dim, by))
+    def placed_in(self, outer: Box) -> Box:
+        """The inverse: this box is counted from the corner of `outer`, the result from where `outer` is."""
+        return self._moved(outer.start)
 
-
-def _added(values: tuple[int, ...], dim: int, by: int) -> tuple[int, ...]:
-    return (*values[:dim], values[dim] + by, *values[dim + 1 :])
+    def _moved(self, by: tuple[int, ...]) -> Box:
+        start = tuple(first + step for first, step in zip(self.start, by, strict=True))
+        return Box(start, tuple(first + length for first, length in zip(start, self.shape, strict=True)))
 
 
 def whole(shape: Sequence[int]) -> Box:

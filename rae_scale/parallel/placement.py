@@ -35,18 +35,21 @@ class Placement:
     @cached_property
     def parts(self) -> tuple[tuple[Box, Box], ...]:
         """(box in the local tensor, the same elements' box in the logical tensor), one pair per packed tensor."""
-        if self.dim is None:
+        if self.dim is None or self.count == 1:
             return ((whole(self.shape), whole(self.shape)),)
         length = self.shape[self.dim] // self.groups
         first, last = even_split(0, length, self.index, self.count)
-        pairs, box = [], whole(self.shape)
+        pairs = []
         for group in range(self.groups):
-            logical = Box(
-                (*box.start[: self.dim], group * length + first, *box.start[self.dim + 1 :]),
-                (*box.stop[: self.dim], group * length + last, *box.stop[self.dim + 1 :]),
-            )
-            pairs.append((logical.shifted(self.dim, group * (last - first) - logical.start[self.dim]), logical))
+            local = self._along(group * (last - first), (group + 1) * (last - first))
+            pairs.append((local, self._along(group * length + first, group * length + last)))
         return tuple(pairs)
+
+    def _along(self, first: int, last: int) -> Box:
+        """The whole tensor, of `dim` only `first` to `last`."""
+        start, stop = [0] * len(self.shape), list(self.shape)
+        start[self.dim or 0], stop[self.dim or 0] = first, last
+        return Box(tuple(start), tuple(stop))
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -66,8 +69,5 @@ class Placement:
             for local, logical in self.parts:
                 common = run.intersect(local)
                 if common is not None:
-                    moved = common
-                    if self.dim is not None:
-                        moved = common.shifted(self.dim, logical.start[self.dim] - local.start[self.dim])
-                    yield moved, block[common.relative_to(run).slices]
+                    yield common.relative_to(local).placed_in(logical), block[common.relative_to(run).slices]
             offset += run.numel

@@ -62,8 +62,9 @@ def test_what_two_boxes_share(shape: tuple[int, ...]) -> None:
 def test_a_box_knows_its_size_and_moves() -> None:
     box = Box((1, 0, 2), (3, 4, 3))
     assert (box.shape, box.numel) == ((2, 4, 1), 8)
-    assert box.shifted(1, 5) == Box((1, 5, 2), (3, 9, 3))
-    assert box.shifted(2, -2) == Box((1, 0, 0), (3, 4, 1))
+    outer = Box((10, 20, 30), (19, 29, 39))
+    assert box.placed_in(outer) == Box((11, 20, 32), (13, 24, 33))
+    assert box.placed_in(outer).relative_to(outer) == box
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
