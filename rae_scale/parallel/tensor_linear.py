@@ -21,7 +21,7 @@ class GatheredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # only the weight's gradient reads x
         ctx.group, ctx.has_bias = group, bias is not None
         whole = side_by_side(wait(start_all_gather(x, group)))
         return whole @ weight.t() if bias is None else torch.addmm(bias, whole, weight.t())
@@ -48,7 +48,7 @@ class ScatteredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.group = group
         return wait(start_reduce_scatter(slices_of_product(x, weight.t(), group.size()), group))[0]
 

@@ -146,13 +146,13 @@ def test_reconstruction_terms_are_the_ones_with_a_weight() -> None:
 
 
 def test_the_flow_loss_is_sorted_into_bins_of_time() -> None:
-    flow, t = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([0.0, 0.19, 0.5, 1.0, 0.95])
-    bins = by_timestep(flow, t, torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+    flow, t = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.0]), torch.tensor([0.0, 0.19, 0.5, 1.0, 0.95])
+    bins = by_timestep(flow, t, torch.tensor([1.0, 1.0, 0.5, 1.0, 0.0]))
     found = {name: (float(total), float(count)) for name, (total, count) in bins.items()}
     assert found == {
         "loss_flow_bin_0": (3.0, 2.0),
         "loss_flow_bin_1": (0.0, 0.0),
-        "loss_flow_bin_2": (4.0, 1.0),
+        "loss_flow_bin_2": (4.0, 0.5),
         "loss_flow_bin_3": (0.0, 0.0),
         "loss_flow_bin_4": (8.0, 1.0),
     }
