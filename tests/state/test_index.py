@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from pathlib import Path
 
 import pytest
@@ -65,15 +64,16 @@ def test_a_number_and_nothing_are_tensors_too() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4096, 64), (1, 4096, 16), (64, 4096)], ids=str)
-def test_thousands_of_boxes_are_checked_quickly(shape: tuple[int, ...]) -> None:
+def test_of_thousands_of_boxes_few_are_compared(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     dim = shape.index(4096)
-    first = whole(shape)
-    first = Box(first.start, (*first.stop[:dim], 1, *first.stop[dim + 1 :]))
-    boxes = [first.shifted(dim, by) for by in range(4096)]
-    started = time.perf_counter()
+    tensor = whole(shape)
+    edges = [(*tensor.start[:dim], by, *tensor.start[dim + 1 :]) for by in range(4096)]
+    boxes = [Box(edge, (*tensor.stop[:dim], edge[dim] + 1, *tensor.stop[dim + 1 :])) for edge in edges]
+    compared = []
+    intersect = Box.intersect
+    monkeypatch.setattr(Box, "intersect", lambda one, other: compared.append(1) or intersect(one, other))
     index_of(shape, *boxes)
-    # Comparing each with each takes half a minute.
-    assert time.perf_counter() - started < 3
+    assert len(compared) <= len(boxes)  # each with each would be eight million
     with pytest.raises(CheckpointError, match="overlap"):
         index_of(shape, *boxes, boxes[2000])
 
