@@ -199,4 +199,7 @@ def engine_freezes(name: str) -> bool:
 
 
 def check_activation_checkpointing(cfg: EngineConfig, mesh: Mesh) -> None:
-    check_curve(cfg.model_copy(update={"activation_checkpointing": "full"}), mesh, steps=4)
+    full = {"activation_checkpointing": "full"}
+    selective = {"activation_checkpointing": "selective", "saved_ops": {"linear": 2, "attention": -1}}
+    for settings in (full, selective):
+        check_curve(cfg.model_copy(update=settings), mesh, steps=4)
