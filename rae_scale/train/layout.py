@@ -213,8 +213,8 @@ def describe_elsewhere(config: Config, total: PartSizes) -> list[str]:
     lines = []
     if config.engine.offload_optimizer:
         lines.append(
-            "in host memory (engine.offload_optimizer): the float32 weights that AdamW updates, its moments, the moving "
-            "average"
+            "in host memory (engine.offload_optimizer): the float32 weights that AdamW updates, its moments and the "
+            "moving average"
         )
     if config.engine.zero_hpz > 1:
         element = 2 if config.engine.precision == "bf16" else FLOAT32
