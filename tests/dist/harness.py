@@ -24,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.05
+FIRST_PORT, PORTS = 12000, 8000
 
 
 class RankFailed(AssertionError):
@@ -102,9 +103,19 @@ def result_path(folder: Path, rank: int) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that the kernel gives to outgoing connections: one of these, gloo's
+    for instance, could take it before the ranks do. Test processes begin their search at different places."""
+    start = os.getpid() * 101
+    for number in range(PORTS):
+        port = FIRST_PORT + (start + number) % PORTS
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RankFailed(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}")
 
 
 def main(source: str, name: str, folder: str, rank: str, stack_after: str) -> int:
