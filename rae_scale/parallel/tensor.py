@@ -14,7 +14,7 @@ from rae_scale import ops
 from rae_scale.models.blocks import NORM_EPS
 from rae_scale.parallel.boxes import even_split
 from rae_scale.parallel.collectives import Sum, SumBoth, SumGradient, in_autocast, start_all_reduce, wait
-from rae_scale.parallel.tensor_linear import GatheredLinear, ScatteredLinear
+from rae_scale.parallel.tensor_linear import CopiedLinear, GatheredLinear, ScatteredLinear
 
 
 class ParallelLinear(nn.Module):
@@ -38,7 +38,8 @@ class CopyColumnLinear(ParallelLinear):
     """Output channels are split; the input is whole, and its gradient is summed here."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(SumGradient.apply(x, self.group), self.weight, self.bias)
+        flat, weight, bias = in_autocast(x.flatten(0, -2), self.weight, self.bias)
+        return CopiedLinear.apply(flat, weight, bias, self.group).view(*x.shape[:-1], -1)
 
 
 class GatherColumnLinear(ParallelLinear):

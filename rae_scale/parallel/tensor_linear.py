@@ -1,8 +1,8 @@
-"""Linear layers of which each tensor-parallel rank holds a part, for a residual stream that is split along hidden.
+"""Linear layers of which each tensor-parallel rank holds a part.
 
 M tokens of this rank, n ranks, k input and o output channels of the whole layer. What overlaps: in the backward pass of
 `GatheredLinear` the inputs are gathered again while their gradient's product is computed, and that gradient is reduced
-and scattered while the weight's is computed. Only the slice of the input is kept for it.
+and scattered while the weight's is computed; `CopiedLinear` sums it meanwhile. Only the slice of the input is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rae_scale.parallel.collectives import side_by_side, start_all_gather, start_reduce_scatter, wait
+from rae_scale.parallel.collectives import (
+    side_by_side,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+    wait,
+)
 
 
 class GatheredLinear(torch.autograd.Function):
@@ -40,6 +46,25 @@ class GatheredLinear(torch.autograd.Function):
             for_weight = gradient.t() @ side_by_side(wait(gathering))
         for_bias = gradient.sum(0) if ctx.has_bias and needs_bias else None
         return wait(scattering)[0] if scattering is not None else None, for_weight, for_bias, None
+
+
+class CopiedLinear(torch.autograd.Function):
+    """A whole input times this rank's rows of the weight: [M, k] to [M, o / n]; backward sums the input's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, group: dist.ProcessGroup) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.group, ctx.has_bias = group, bias is not None
+        return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        summing = start_all_reduce(gradient @ weight, ctx.group) if needs_x else None
+        for_weight = gradient.t() @ x if needs_weight else None
+        for_bias = gradient.sum(0) if ctx.has_bias and needs_bias else None
+        return wait(summing) if summing is not None else None, for_weight, for_bias, None
 
 
 class ScatteredLinear(torch.autograd.Function):

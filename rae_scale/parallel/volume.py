@@ -108,7 +108,7 @@ def _qwen2(
     # before the output of its feed-forward, which nothing in the block's backward needs.
     ledger.add("all_reduce", "tp", layers * (passes + 1) * positions * hidden * step.product_bytes)
     ledger.add("all_reduce", "tp", layers * 2 * positions * hidden * step.weight_bytes)
-    ledger.add("all_reduce", "tp", rows * hidden * step.weight_bytes)  # gradient of what the output layer reads
+    ledger.add("all_reduce", "tp", rows * hidden * step.product_bytes)  # gradient of what the output layer reads
     ledger.add("all_reduce", "tp", rows * 3 * FLOAT32)  # cross-entropy: largest logit, sum, logit of the target
     heads, key_heads = llm.num_attention_heads // parallel.tp, llm.num_key_value_heads // parallel.tp
     exchanged = 2 * heads + 2 * math.lcm(key_heads, parallel.sp)  # keys and values: at least one head for each rank

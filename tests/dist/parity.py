@@ -26,7 +26,7 @@ from rae_scale.train.stages import GenerationStage
 BATCH, STEPS = 12, 10
 CPU = torch.device("cpu")
 # A step of each kind of batch, over and over: a rank may have no answer image at all, or no labelled token.
-KINDS = ("guta", "tttt", "gagg", "gggtttuuuaaa", "ttgu")
+KINDS = ("guta", "tttt", "gagg", "gggtttuuuaaa", "aaaa", "ttgu")
 OPTIM = OptimConfig(
     # A large eps: AdamW divides a gradient by its size, and where the true one is 0 (attention is blind to the key
     # bias) a small eps would make steps of rounding errors.
