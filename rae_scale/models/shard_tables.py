@@ -99,5 +99,5 @@ SCALE_RAE: Table = {
     **{f"dit.{name}": rule for name, rule in DIT.items()},
 }
 
-TABLES: Mapping[str, Table] = {"DiT": DIT, "Qwen2ForCausalLM": QWEN2, "ScaleRAE": SCALE_RAE}
-"""By the name of the model's class."""
+TABLES: Mapping[str, Table] = {"ScaleRAE": SCALE_RAE}
+"""Of the models that can be split, by the name of their class."""

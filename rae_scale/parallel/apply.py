@@ -47,8 +47,7 @@ def parallelize(module: nn.Module, mesh: Mesh) -> dict[str, Placement]:
 
 
 def check_can_be_split(module: nn.Module, mesh: Mesh) -> None:
-    # By name: the composite of the text-to-image stages is the one model that has both halves of what is needed.
-    if type(module).__name__ != "ScaleRAE":
+    if type(module).__name__ not in TABLES:
         raise ValueError(
             f"parallel.tp={mesh.tp}, parallel.sp={mesh.sp}: {type(module).__name__} is small and runs with data "
             "parallelism only; set both to 1 and raise parallel.dp_shard"

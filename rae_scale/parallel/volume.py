@@ -10,7 +10,6 @@ sums two numbers per token; backward gathers the two inputs once more, which for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,8 +115,3 @@ def _qwen2(
     states = step.batch * dit.num_tokens * hidden * step.weight_bytes
     ledger.add("reduce_scatter", "sp", states)  # query states to the ranks of their image tokens
     ledger.add("all_gather", "sp", states)
-
-
-def total(volumes: Sequence[Volume]) -> Volume:
-    """The sum, of several micro-steps and of engine and layers."""
-    return sum(volumes, Volume())

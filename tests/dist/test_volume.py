@@ -16,7 +16,7 @@ from rae_scale.models.conditioner import next_tokens
 from rae_scale.parallel import Mesh, build_mesh, init_distributed, shutdown_distributed
 from rae_scale.parallel.ledger import Ledger, Volume
 from rae_scale.parallel.placement import Placement
-from rae_scale.parallel.volume import MicroStep, layers_volume, total
+from rae_scale.parallel.volume import MicroStep, layers_volume
 from rae_scale.train.loop import global_counts
 
 pytestmark = pytest.mark.dist
@@ -66,7 +66,7 @@ def check_step(cfg: EngineConfig, parallel: ParallelConfig, variant: Variant, mi
             )
             for batch in batches
         ]
-        expected = total([*layers, engine_volume(cfg, parallel, variant, micro_steps, run.engine.placements)])
+        expected = sum(layers, engine_volume(cfg, parallel, variant, micro_steps, run.engine.placements))
         assert ledger.volume() == expected, (cfg, parallel, sorted(ledger.volume().items()), sorted(expected.items()))
     run.engine.close()
 
