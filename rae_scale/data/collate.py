@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rae_scale.data.chat import TokenizedSample
-from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.packing import IGNORE_LABEL, TextLayout
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,19 @@ class Batch:
     sample_ids: list[str]
     """Names of the samples, for error messages."""
     captions: list[str]
+    layout: TextLayout | None = None
+    """What the host knows of the texts once they are on another device."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`, and with its `layout`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
             name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, layout=self.layout or TextLayout.of(self.attention_mask, self.labels))
 
 
 def collate(

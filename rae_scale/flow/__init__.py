@@ -2,7 +2,7 @@
 
 from rae_scale.flow.guidance import guided
 from rae_scale.flow.loss import flow_loss
-from rae_scale.flow.noise import Stream, drop_mask, sampling_noise, training_noise
+from rae_scale.flow.noise import Stream, drop_mask, sampling_noise
 from rae_scale.flow.path import interpolate, sample_time, velocity_target
 from rae_scale.flow.sampler import sample
 from rae_scale.flow.shift import resolve_alpha, shift_alpha, shift_time
@@ -19,6 +19,5 @@ __all__ = [
     "sampling_noise",
     "shift_alpha",
     "shift_time",
-    "training_noise",
     "velocity_target",
 ]

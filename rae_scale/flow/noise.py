@@ -19,14 +19,10 @@ class Stream(IntEnum):
     """
 
     NOISE = 0
+    """eps of the path: `ops.flow_interpolate` and `ops.flow_matching_loss` draw it inside."""
     TIME = 1
     DROP = 2
     SAMPLER = 3
-
-
-def training_noise(seed: int, step: int, sample_index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The noise eps of the path, float32 [B, *shape]. sample_index: int64 [B]."""
-    return ops.philox_normal(seed, step, sample_index, shape, Stream.NOISE)
 
 
 def sampling_noise(seed: int, sample_index: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -24,7 +24,10 @@ def sample_time(cfg: FlowConfig, seed: int, step: int, sample_index: Tensor, alp
 
 
 def interpolate(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x + t eps: data at t = 0, noise at t = 1. x, eps: [B, ...]; t: [B]."""
+    """x_t = (1 - t) x + t eps: data at t = 0, noise at t = 1. x, eps: [B, ...]; t: [B].
+
+    Training computes it with `ops.flow_interpolate`, which draws eps itself.
+    """
     t = t.view(-1, *(1,) * (x.dim() - 1))
     return (1 - t) * x + t * eps
 

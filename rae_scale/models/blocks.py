@@ -62,6 +62,29 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, NORM_EPS)
 
 
+class ModulatedRMSNorm(RMSNorm):
+    """RMSNorm, then scale and shift: what stands before a branch of a DiT block."""
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+        """All [B, T, C] but the weight. Inside autocast the result has its type, since a linear layer reads it."""
+        return ops.norm_modulate(x, self.weight, shift, scale, NORM_EPS)
+
+
+class ResidualModulatedRMSNorm(RMSNorm):
+    """The end of a branch and the start of the next: x + gate * y, and its modulated norm."""
+
+    def forward(self, x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return ops.gated_residual_norm_modulate(x, y, gate, self.weight, shift, scale, NORM_EPS)
+
+
+class HeadNorm(RMSNorm):
+    """The weight of an RMSNorm of single heads, which is applied together with the rotation."""
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        """A copy: sharded engines take the parameter itself away when its own module has run."""
+        return self.weight.clone()
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one packed projection, rows ordered (query, key, value)."""
 
@@ -69,17 +92,22 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = hidden_size // num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.q_norm = HeadNorm(self.head_dim) if qk_norm else None
+        self.k_norm = HeadNorm(self.head_dim) if qk_norm else None
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.attention = attention
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
-        """Map [B, T, hidden] to [B, T, hidden]."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = ops.apply_rope(q, rope.cos, rope.sin), ops.apply_rope(k, rope.cos, rope.sin)
+        """Map [B, T, hidden] to [B, T, hidden]. Without `rope` heads are neither rotated nor normed."""
+        qkv = self.qkv(x)
+        if rope is None:
+            q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv.chunk(3, dim=-1))
+        else:
+            q_weight = None if self.q_norm is None else self.q_norm()
+            k_weight = None if self.k_norm is None else self.k_norm()
+            q, k, v = ops.qk_norm_rope(
+                qkv, *rope, head_dim=self.head_dim, q_weight=q_weight, k_weight=k_weight, eps=NORM_EPS
+            )
         return self.proj(self.attention(q, k, v).flatten(-2))
 
 
@@ -143,7 +171,7 @@ class SwiGLU(nn.Module):
         self.w3.weight[:, self.inner_size :].zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w3(ops.swiglu(self.w12(x)))
+        return ops.swiglu_into(self.w12(x), self.w3)
 
 
 class DiTBlock(nn.Module):
@@ -157,9 +185,9 @@ class DiTBlock(nn.Module):
         self, hidden_size: int, num_heads: int, z_channels: int, *, qk_norm: bool, attention: AttentionFn
     ) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(hidden_size)
+        self.norm1 = ModulatedRMSNorm(hidden_size)
         self.attn = Attention(hidden_size, num_heads, qk_norm=qk_norm, attention=attention)
-        self.norm2 = RMSNorm(hidden_size)
+        self.norm2 = ResidualModulatedRMSNorm(hidden_size)
         self.mlp = SwiGLU(hidden_size, swiglu_width(hidden_size))
         self.adaln = nn.Linear(z_channels, 6 * hidden_size)
 
@@ -174,9 +202,10 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, activated: Tensor, rope: Rope) -> Tensor:
         """Map tokens [B, T, hidden], with the activated condition SiLU(c) [B, T, z], to [B, T, hidden]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaln(activated).chunk(6, dim=-1)
-        x = ops.gated_residual(x, self.attn(ops.modulate(self.norm1(x), shift1, scale1), rope), gate1)
-        return ops.gated_residual(x, self.mlp(ops.modulate(self.norm2(x), shift2, scale2)), gate2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = ops.chunks(self.adaln(activated), 6)
+        y = self.attn(self.norm1(x, shift1, scale1), rope)
+        x, h = self.norm2(x, y, gate1, shift2, scale2)
+        return ops.gated_residual(x, self.mlp(h), gate2)
 
 
 class FinalLayer(nn.Module):
@@ -184,7 +213,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, z_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(hidden_size)
+        self.norm = ModulatedRMSNorm(hidden_size)
         self.adaln = nn.Linear(z_channels, 2 * hidden_size)
         self.linear = nn.Linear(hidden_size, out_channels)
 
@@ -195,8 +224,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, activated: Tensor) -> Tensor:
         """Map tokens [B, T, hidden], with the activated condition [B, T, z], to [B, T, C]."""
-        shift, scale = self.adaln(activated).chunk(2, dim=-1)
-        return self.linear(ops.modulate(self.norm(x), shift, scale))
+        shift, scale = ops.chunks(self.adaln(activated), 2)
+        return self.linear(self.norm(x, shift, scale))
 
 
 def init_linear(layer: nn.Linear) -> None:

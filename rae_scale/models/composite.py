@@ -13,6 +13,7 @@ from rae_scale.models.conditioner import Conditioner
 from rae_scale.models.dit import DiT
 from rae_scale.models.llm_zoo import build_llm
 from rae_scale.models.official import load_official
+from rae_scale.models.packing import TextLayout
 from rae_scale.models.tokens import AllTokens, Tokens
 from rae_scale.models.zoo import build_dit
 
@@ -33,9 +34,10 @@ OUTPUT_LAYER = "conditioner.llm.lm_head.weight"
 
 class ScaleRAEOutput(NamedTuple):
     velocity: Tensor
-    """[B, P, C] at the tokens `positions`; of no meaning in samples without an answer image."""
-    positions: Tensor
-    """int64 [P], which of the T image tokens were computed here: all, without sequence parallelism."""
+    """[B, P, C] at P consecutive ones of the T image tokens, those computed here: all, without sequence parallelism.
+    Of no meaning in samples without an answer image."""
+    first_token: int
+    """The first of these tokens."""
     text_loss_sum: Tensor
     """float32 scalar: cross-entropy summed over the labelled positions that were computed here."""
 
@@ -66,6 +68,7 @@ class ScaleRAE(nn.Module):
         x_t: Tensor,
         t: Tensor,
         drop: Tensor,
+        layout: TextLayout | None = None,
     ) -> ScaleRAEOutput:
         """Velocity at the noisy latents, and the text loss, of one batch.
 
@@ -74,13 +77,14 @@ class ScaleRAE(nn.Module):
         user_features: [B, T, C] clean encoder tokens of the given images, anything finite where there is none.
         x_t: [B, T, C] and t: [B], noisy latents and their times, anything finite where no image is generated.
         drop: bool [B], samples whose condition becomes the null vector.
+        layout: what the host knows of the texts; None makes it wait for the device.
         """
         states, text_loss_sum = self.conditioner(
-            input_ids, attention_mask, answer_start, user_start, user_features, labels
+            input_ids, attention_mask, answer_start, user_start, user_features, labels, layout
         )
         positions = self.tokens.positions(x_t.shape[1], x_t.device)
         velocity = self.dit.forward_tokens(x_t[:, positions], t, self.connector(states), drop, positions)
-        return ScaleRAEOutput(velocity, positions, text_loss_sum)
+        return ScaleRAEOutput(velocity, self.tokens.first(x_t.shape[1]), text_loss_sum)
 
     def condition(
         self,

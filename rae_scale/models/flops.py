@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from rae_scale.models.decoder import ViTDecoderConfig
 from rae_scale.models.dit import DiTConfig
 from rae_scale.models.encoders import FrozenEncoder
@@ -22,6 +24,21 @@ from rae_scale.models.encoders.webssl import WebSSLEncoder
 from rae_scale.models.time_embedding import NUM_FREQUENCIES
 
 RGB = 3
+
+# Dense bf16 peak FLOP/s by the exact name that `torch.cuda.get_device_name` returns, from NVIDIA's data sheets
+# (half of the figure that they print "with sparsity"). A GPU that is not listed gets no MFU rather than a guess.
+# A100: nvidia-a100-datasheet (312); H100: nvidia-h100-datasheet (SXM 1,979 / PCIe 1,513 sparse);
+# H200: hopper-hgx-h200-datasheet (1,979 sparse); B200: HGX B200 data sheet (36 PFLOP/s sparse for eight GPUs).
+PEAK_BF16_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA B200": 2250e12,
+}
 
 
 @dataclass(frozen=True)
@@ -178,3 +195,8 @@ def llm_cost(shape: LanguageModelShape, tokens: float, tokens_squared: float, la
     layer = linear(tokens, hidden, 2 * hidden + 2 * kv) + linear(tokens, hidden, 3 * shape.intermediate_size)
     layer += attention(tokens_squared, 1, hidden)
     return layer * shape.num_hidden_layers + linear(labelled, hidden, shape.vocab_size)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of `device`, or None when it is not known by its exact name."""
+    return PEAK_BF16_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

@@ -93,7 +93,7 @@ def official_tensors(model: DiT | ViTDecoder) -> Iterator[OfficialTensor]:
 
 
 def _dit_tensors(model: DiT) -> Iterator[OfficialTensor]:
-    cfg, head = model.cfg, model.head
+    head = model.head
     yield _constant("pos_embed", model.pos_embed[None])
     yield from _conv("x_embedder.proj", model.x_embed)
     yield from _linear("t_embedder.mlp.0", model.condition.time.mlp[0])
@@ -110,18 +110,18 @@ def _dit_tensors(model: DiT) -> Iterator[OfficialTensor]:
         yield from _conv("s_embedder.proj", head.x_embed)
         yield from _linear("s_projector", head.condition)
     for index, block in enumerate([*model.blocks, *model.head_blocks]):
-        yield from _dit_block(f"dit_blocks.{index}", block, cfg.qk_norm)
+        yield from _dit_block(f"dit_blocks.{index}", block)
     yield _same("final_layer.norm_final.weight", model.final.norm.weight)
     yield from _linear("final_layer.adaLN_modulation.1", model.final.adaln)
     yield from _linear("final_layer.linear", model.final.linear)
 
 
-def _dit_block(name: str, block: DiTBlock, qk_norm: bool) -> Iterator[OfficialTensor]:
+def _dit_block(name: str, block: DiTBlock) -> Iterator[OfficialTensor]:
     yield _same(f"{name}.norm1.weight", block.norm1.weight)
     yield _same(f"{name}.norm2.weight", block.norm2.weight)
     yield from _linear(f"{name}.attn.qkv", block.attn.qkv)
     yield from _linear(f"{name}.attn.proj", block.attn.proj)
-    if qk_norm:
+    if block.attn.q_norm is not None and block.attn.k_norm is not None:
         yield _same(f"{name}.attn.q_norm.weight", block.attn.q_norm.weight)
         yield _same(f"{name}.attn.k_norm.weight", block.attn.k_norm.weight)
     yield from _swiglu(f"{name}.mlp", block.mlp)

@@ -18,8 +18,12 @@ class Tokens(Protocol):
         """To how many tokens a sequence of `length` is filled up, so that the shares are equal."""
         ...
 
+    def first(self, length: int) -> int:
+        """The place of the first of the tokens that are computed here, of a sequence of `length` (padded) tokens."""
+        ...
+
     def positions(self, length: int, device: torch.device) -> Tensor:
-        """int64 [P]: the places of the tokens that are computed here, of a sequence of `length` (padded) tokens."""
+        """int64 [P]: the places of all of them: first, first + 1, ..., first + P - 1."""
         ...
 
     def share(self, parts: Tensor) -> Tensor:
@@ -36,6 +40,9 @@ class AllTokens:
 
     def padded(self, length: int) -> int:
         return length
+
+    def first(self, length: int) -> int:
+        return 0
 
     def positions(self, length: int, device: torch.device) -> Tensor:
         return torch.arange(length, device=device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
+from rae_scale.models import blocks
 from rae_scale.models.blocks import Attention
 from rae_scale.models.conditioner import IGNORE_LABEL
 from rae_scale.models.parallel_limits import parallel_problems
@@ -23,6 +24,10 @@ LINEAR_TWINS = {
     "gather-column": tensor.GatherColumnLinear,
     "scatter-row": tensor.ScatterRowLinear,
     "sum-row": tensor.SumRowLinear,
+}
+NORM_TWINS = {
+    blocks.ModulatedRMSNorm: tensor.SlicedModulatedRMSNorm,
+    blocks.ResidualModulatedRMSNorm: tensor.SlicedResidualModulatedRMSNorm,
 }
 Place = Callable[[nn.Parameter, int | None, int], nn.Parameter]
 """(parameter, dimension to split, packed tensors) -> this rank's part of it."""
@@ -124,9 +129,9 @@ def twin(layer: nn.Module, rule: Rule, place: Place, mesh: Mesh) -> nn.Module:
     group = mesh.tp_group
     assert group is not None
     if rule.kind == "norm":
-        return tensor.SlicedRMSNorm(place(layer.weight, 0, 1), group, len(layer.weight))
+        return NORM_TWINS[type(layer)](place(layer.weight, 0, 1), group, len(layer.weight))
     if rule.kind == "shared-norm":
-        return tensor.SharedRMSNorm(place(layer.weight, None, 1), group)
+        return tensor.SharedHeadNorm(place(layer.weight, None, 1), group)
     if rule.kind == "embedding":
         return tensor.VocabularyEmbedding(place(layer.weight, 0, 1), group, layer.num_embeddings)
     by_rows = rule.kind in ("scatter-row", "sum-row")

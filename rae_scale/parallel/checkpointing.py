@@ -44,6 +44,7 @@ OP_CLASSES: dict[OpClass, tuple[str, ...]] = {
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_dot_product_fused_attention_overrideable",
+        "torch_attn::_varlen_attn",
     ),
     "communication": (
         "_c10d_functional::all_gather_into_tensor",

@@ -5,6 +5,8 @@ Names of parameters stay what they are. A tensor is either whole on every rank o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from rae_scale.models.blocks import NORM_EPS
 from rae_scale.parallel.boxes import even_split
 from rae_scale.parallel.collectives import Sum, SumBoth, SumGradient, in_autocast, start_all_reduce, wait
 from rae_scale.parallel.tensor_linear import CopiedLinear, GatheredLinear, ScatteredLinear
+
+if TYPE_CHECKING:
+    from rae_scale.models.qwen2 import LogitsLoss
 
 
 class ParallelLinear(nn.Module):
@@ -37,7 +42,11 @@ class ColumnLinear(ParallelLinear):
 class CopyColumnLinear(ParallelLinear):
     """Output channels are split; the input is whole, and its gradient is summed here."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, loss: LogitsLoss | None = None) -> Tensor:
+        """`loss` as `models.qwen2.OutputLayer` takes it."""
+        return self.product(x) if loss is None else loss(self.product, x)
+
+    def product(self, x: Tensor) -> Tensor:
         flat, weight, bias = in_autocast(x.flatten(0, -2), self.weight, self.bias)
         return CopiedLinear.apply(flat, weight, bias, self.group).view(*x.shape[:-1], -1)
 
@@ -67,8 +76,8 @@ class SumRowLinear(ParallelLinear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-class SlicedRMSNorm(nn.Module):
-    """RMSNorm of slices: one float32 number per token is summed over the ranks."""
+class SlicedNorm(nn.Module):
+    """What norms of slices have in common: one float32 number per token is summed over the ranks."""
 
     def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup, channels: int) -> None:
         super().__init__()
@@ -76,21 +85,36 @@ class SlicedRMSNorm(nn.Module):
         self.group = group
         self.channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        total = SumBoth.apply(ops.sum_of_squares(x), self.group)
-        return ops.rms_norm_from_sum(x, total, self.channels, self.weight, NORM_EPS)
+    def modulated(self, x: Tensor, total: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        total = SumBoth.apply(total, self.group)
+        return ops.norm_modulate_from_sum(x, total, self.channels, self.weight, shift, scale, NORM_EPS)
 
 
-class SharedRMSNorm(nn.Module):
-    """RMSNorm of each head, with one weight for the heads of all ranks: its gradient is summed over them."""
+class SlicedModulatedRMSNorm(SlicedNorm):
+    """`models.blocks.ModulatedRMSNorm` of slices."""
+
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return self.modulated(x, ops.sum_of_squares(x), shift, scale)
+
+
+class SlicedResidualModulatedRMSNorm(SlicedNorm):
+    """`models.blocks.ResidualModulatedRMSNorm` of slices."""
+
+    def forward(self, x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        x, total = ops.gated_residual_sum(x, y, gate)
+        return x, self.modulated(x, total, shift, scale)
+
+
+class SharedHeadNorm(nn.Module):
+    """`models.blocks.HeadNorm` with one weight for the heads of all ranks: its gradient is summed over them."""
 
     def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.weight = weight
         self.group = group
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, SumGradient.apply(self.weight, self.group), NORM_EPS)
+    def forward(self) -> Tensor:
+        return SumGradient.apply(self.weight, self.group)
 
 
 class VocabularyEmbedding(nn.Module):
@@ -110,7 +134,7 @@ class VocabularyEmbedding(nn.Module):
 
 
 class VocabularyCrossEntropy:
-    """`models.conditioner.cross_entropy_sum` on logits of which each rank holds the columns of its part of the
+    """`ops.cross_entropy_sum` on logits of which each rank holds the columns of its part of the
     vocabulary: three numbers per row are exchanged, no logits."""
 
     def __init__(self, group: dist.ProcessGroup, vocab_size: int, ignore_label: int) -> None:

@@ -10,17 +10,18 @@ Letters: B samples, L tokens in all, P of them on this rank, H heads, D channels
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rae_scale import ops
 from rae_scale.models.blocks import AttentionFn
-from rae_scale.parallel.collectives import AllToAll, ReduceScatter, in_autocast, start_all_gather, wait
+from rae_scale.parallel.collectives import AllToAll, ReduceScatter, start_all_gather, wait
 
-QWEN2_ATTENTION = "rae_scale_ulysses"
-"""Under this name transformers' attention interface finds ours."""
+if TYPE_CHECKING:
+    from rae_scale.models.qwen2 import PackedAttention
 
 
 class TokenSlice:
@@ -33,12 +34,16 @@ class TokenSlice:
     def padded(self, length: int) -> int:
         return length + -length % self.count
 
-    def positions(self, length: int, device: torch.device) -> Tensor:
+    def first(self, length: int) -> int:
         if length % self.count:
             raise ValueError(
                 f"parallel.sp={self.count} does not divide a sequence of {length} tokens; choose a divisor of {length}"
             )
-        return torch.arange(length // self.count, device=device) + self.rank * (length // self.count)
+        return self.rank * (length // self.count)
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        first = self.first(length)
+        return torch.arange(first, first + length // self.count, device=device)
 
     def share(self, parts: Tensor) -> Tensor:
         return ReduceScatter.apply(parts.unflatten(1, (self.count, -1)).transpose(0, 1), self.group)
@@ -86,36 +91,23 @@ def tokens_for_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
+class PackedUlyssesAttention:
+    """`UlyssesAttention` for the packed sequences of a language model."""
+
+    def __init__(self, attention: PackedAttention, group: dist.ProcessGroup) -> None:
+        self.attention = attention
+        self.group = group
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, sequences: ops.Sequences, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """`models.qwen2.PackedAttention`. Which of this rank's key heads a query head reads follows from their numbers,
+        as without slices."""
+        q, k, v = heads_for_tokens([q, k, v], self.group)
+        return tokens_for_heads(self.attention(q, k, v, sequences, mask, scale), self.group)
+
+
 def slice_qwen2(llm: nn.Module, group: dist.ProcessGroup) -> None:
-    """Let every attention layer of a transformers Qwen2 model exchange its heads over `group`, in place."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    AttentionInterface.register(QWEN2_ATTENTION, qwen2_attention)
-    AttentionMaskInterface.register(QWEN2_ATTENTION, sdpa_mask)
-    llm.config._attn_implementation = QWEN2_ATTENTION
+    """Let every attention layer of a Qwen2 model (`models.qwen2`) exchange its heads over `group`, in place."""
     for layer in llm.model.layers:
-        layer.self_attn.sequence_group = group
-
-
-def qwen2_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [B, H, P, D], key and value [B, Hk, P, D], mask [B, 1, L, L].
-
-    Returns [B, P, H, D].
-    """
-    group = module.sequence_group
-    # Rotary embedding leaves queries and keys in float32; autocast would cast them only after they were sent.
-    tensors = heads_for_tokens([x.transpose(1, 2) for x in in_autocast(query, key, value)], group)
-    q, k, v = (x.transpose(1, 2) for x in tensors)
-    # Which of this rank's key heads a query head reads follows from their numbers, as without slices.
-    repeats = q.shape[1] // k.shape[1]
-    out = nn.functional.scaled_dot_product_attention(
-        q,
-        k.repeat_interleave(repeats, dim=1),
-        v.repeat_interleave(repeats, dim=1),
-        attn_mask=attention_mask,
-        scale=kwargs["scaling"],
-    )
-    return tokens_for_heads(out.transpose(1, 2), group), None
+        layer.self_attn.packed_attention = PackedUlyssesAttention(layer.self_attn.packed_attention, group)

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rae_scale import ops
 from rae_scale.config.schema import ParallelConfig
 from rae_scale.models.dit import DiTConfig
 from rae_scale.parallel.ledger import Kind, Volume, group_name, sizes_of
@@ -30,8 +31,8 @@ class MicroStep:
     """What the layers of one rank are given in a forward pass and its backward pass.
 
     batch:        samples of the micro-batch.
-    text_length:  positions of the longest text, image slots included.
-    labelled:     positions of this rank's slice that have a label.
+    text_tokens:  of all its samples, image slots included.
+    labelled:     tokens of this rank's slice that have a label.
     product_bytes: of an element of what matrix products take and give: 4, or 2 under bfloat16 autocast.
     weight_bytes:  of an element of the weights that layers are handed, and so of the language model's residual stream:
                    2 where an engine gathers them in bfloat16.
@@ -39,7 +40,7 @@ class MicroStep:
     """
 
     batch: int
-    text_length: int
+    text_tokens: int
     labelled: int
     product_bytes: int = FLOAT32
     weight_bytes: int = FLOAT32
@@ -98,7 +99,7 @@ def _dit(ledger: _Volume, dit: DiTConfig, step: MicroStep, parallel: ParallelCon
 def _qwen2(
     ledger: _Volume, dit: DiTConfig, llm: LLMSpec | Qwen2Config, step: MicroStep, parallel: ParallelConfig
 ) -> None:
-    positions = step.batch * (step.text_length + -step.text_length % parallel.sp) // parallel.sp
+    positions = -(-step.text_tokens // parallel.sp)
     hidden, layers, passes = llm.hidden_size, llm.num_hidden_layers, 1 + step.recomputed
     head_dim = hidden // llm.num_attention_heads
     rows = max(1, step.labelled)
@@ -108,7 +109,9 @@ def _qwen2(
     ledger.add("all_reduce", "tp", layers * (passes + 1) * positions * hidden * step.product_bytes)
     ledger.add("all_reduce", "tp", layers * 2 * positions * hidden * step.weight_bytes)
     ledger.add("all_reduce", "tp", rows * hidden * step.product_bytes)  # gradient of what the output layer reads
-    ledger.add("all_reduce", "tp", rows * 3 * FLOAT32)  # cross-entropy: largest logit, sum, logit of the target
+    # Cross-entropy: largest logit, sum, logit of the target. Once more where backward computes the logits again.
+    times = 1 + (rows > ops.rows_per_chunk(llm.vocab_size))
+    ledger.add("all_reduce", "tp", times * rows * 3 * FLOAT32)
     heads, key_heads = llm.num_attention_heads // parallel.tp, llm.num_key_value_heads // parallel.tp
     exchanged = 2 * heads + 2 * math.lcm(key_heads, parallel.sp)  # keys and values: at least one head for each rank
     ledger.add("all_to_all", "sp", layers * (passes + 1) * positions * exchanged * head_dim * step.product_bytes)

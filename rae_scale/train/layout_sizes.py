@@ -88,6 +88,7 @@ def sizes_by_part(config: Config, parameters: Sequence[HeldParameter]) -> dict[s
     n = parallel.dp_shard * parallel.sp
     sizes = {p.part: PartSizes.empty(parallel.tp, n) for p in parameters}
     has_ema = config.optim.ema_decay is not None
+    moment_bytes = BFLOAT16 if config.optim.moments == "bf16" else FLOAT32
     for tp_rank in range(parallel.tp):
         shapes = {p.name: p.local_shape(tp_rank) for p in parameters}
         for p, shared in zip(parameters, shares(config, parameters, shapes), strict=True):
@@ -99,7 +100,7 @@ def sizes_by_part(config: Config, parameters: Sequence[HeldParameter]) -> dict[s
             part.gradients[tp_rank] += FLOAT32 * (local if keeps_whole_gradients(config) else shared.stored)
             # DeepSpeed's moments belong to its padded partitions, ours to the parameters.
             of_moments = shared.stored if engine.name == "zero" else shared.held
-            part.optimizer[tp_rank] += FLOAT32 * MOMENTS * of_moments
+            part.optimizer[tp_rank] += moment_bytes * MOMENTS * of_moments
             part.ema[tp_rank] += FLOAT32 * shared.held * has_ema
     for p in parameters:
         # Replicas and, for what is not split, tensor-parallel ranks hold copies; stages 1 and 2 copy what is frozen.

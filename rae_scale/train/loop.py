@@ -15,9 +15,10 @@ from rae_scale.config import Config
 from rae_scale.data.collate import Batch
 from rae_scale.data.loader import Loader
 from rae_scale.engines import Engine, StepResult
+from rae_scale.models.flops import peak_flops
 from rae_scale.parallel import Mesh
 from rae_scale.train.callbacks.base import Callback, Metrics
-from rae_scale.train.meters import SumMeter, means, memory_bytes, peak_flops
+from rae_scale.train.meters import SumMeter, means, memory_bytes
 from rae_scale.train.schedules import learning_rates
 from rae_scale.train.signals import StopSignal
 from rae_scale.train.stages.base import LossOutput, Stage

@@ -54,3 +54,11 @@ def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
     assert all(value.is_meta for value in vars(moved).values() if isinstance(value, torch.Tensor))
     assert (moved.sample_ids, moved.captions) == (["a", "b", "c"], ["x", "y", ""])
     assert not batch.pixels.is_meta
+
+
+def test_to_keeps_on_the_host_what_the_device_would_have_to_be_asked_for() -> None:
+    layout = make_batch().to("meta").layout
+    assert layout is not None
+    assert layout.lengths == (3, 5, 1)
+    assert layout.labelled == (0, 1, 5, 6)
+    assert make_batch().to("meta").to("meta").layout == layout

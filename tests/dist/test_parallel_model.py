@@ -19,7 +19,8 @@ pytestmark = pytest.mark.dist
 
 def loss_of(model: ScaleRAE, arguments: dict[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
     output = model(**arguments)
-    error = (output.velocity - target[:, output.positions]).square()
+    share = slice(output.first_token, output.first_token + output.velocity.shape[1])
+    error = (output.velocity - target[:, share]).square()
     return output.velocity, error.sum() / TOKENS + output.text_loss_sum
 
 

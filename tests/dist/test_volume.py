@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from awkward import VOCAB
 from harness import run_ranks
 from parity import Variant, build_run, sharded
 
 from rae_scale.config.schema import EngineConfig, ParallelConfig
-from rae_scale.data.collate import Batch
 from rae_scale.engines.communication import fsdp2_volume, specs_of, units_of, zero3_volume
-from rae_scale.models.conditioner import next_tokens
+from rae_scale.models.packing import TextLayout
 from rae_scale.parallel import Mesh, build_mesh, init_distributed, shutdown_distributed
 from rae_scale.parallel.ledger import Ledger, Volume
 from rae_scale.parallel.placement import Placement
@@ -21,15 +22,15 @@ from rae_scale.train.loop import global_counts
 
 pytestmark = pytest.mark.dist
 
+# The package has the function under this name.
+linear_cross_entropy = sys.modules["rae_kernels.linear_cross_entropy"]
 CPU = torch.device("cpu")
 
 
-def labelled_here(batch: Batch, mesh: Mesh) -> int:
+def labelled_here(layout: TextLayout, mesh: Mesh) -> int:
     """Labels in this rank's slice of the text."""
-    targets = next_tokens(batch.labels)
-    length = targets.shape[1] + -targets.shape[1] % mesh.sp
-    first = mesh.sp_rank * length // mesh.sp
-    return int((targets[:, first : first + length // mesh.sp] != -100).sum())
+    share = -(-sum(layout.lengths) // mesh.sp)
+    return sum(share * mesh.sp_rank <= token < share * (mesh.sp_rank + 1) for token in layout.labelled)
 
 
 def check_step(cfg: EngineConfig, parallel: ParallelConfig, variant: Variant, micro_steps: int) -> None:
@@ -56,8 +57,8 @@ def check_step(cfg: EngineConfig, parallel: ParallelConfig, variant: Variant, mi
                 model.conditioner.llm.config,
                 MicroStep(
                     batch=len(batch),
-                    text_length=batch.input_ids.shape[1],
-                    labelled=labelled_here(batch, mesh),
+                    text_tokens=sum(layout.lengths),
+                    labelled=labelled_here(layout, mesh),
                     product_bytes=2 if bf16 else 4,
                     weight_bytes=2 if bf16 else 4,
                     recomputed=cfg.activation_checkpointing == "full",
@@ -65,6 +66,7 @@ def check_step(cfg: EngineConfig, parallel: ParallelConfig, variant: Variant, mi
                 parallel,
             )
             for batch in batches
+            for layout in [TextLayout.of(batch.attention_mask, batch.labels)]
         ]
         expected = sum(layers, engine_volume(cfg, parallel, variant, micro_steps, run.engine.placements))
         assert ledger.volume() == expected, (cfg, parallel, sorted(ledger.volume().items()), sorted(expected.items()))
@@ -93,6 +95,8 @@ def two_ranks() -> None:
         check_step(sharded("fsdp2", activation_checkpointing="full"), parallel, Variant(), 1)
         bf16 = sharded("fsdp2").model_copy(update={"precision": "bf16"})
         check_step(bf16, parallel, Variant(ddt=False, llm_trains=False), 1)
+    linear_cross_entropy.LOGITS_BYTES = 7 * VOCAB * 4  # several chunks of logits, which backward computes again
+    check_step(sharded("fsdp2"), ParallelConfig(tp=2), Variant(), 2)
     shutdown_distributed()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rae_scale.flow import flow_loss
+from rae_scale import ops
+from rae_scale.flow import Stream, flow_loss, velocity_target
 
 
 def test_mean_squared_error_of_each_sample():
@@ -29,3 +30,14 @@ def test_gradient_of_a_sample_is_that_of_a_mean():
     flow_loss(velocity, target, weight=torch.tensor([3.0, 0.0])).sum().backward()
     torch.testing.assert_close(velocity.grad[0], 3 * 2 * (velocity - target)[0].detach() / 12)
     assert not velocity.grad[1].any()
+
+
+def test_training_computes_the_same_loss():
+    generator = torch.Generator().manual_seed(0)
+    x, velocity = (torch.randn(2, 4, 5, generator=generator) for _ in range(2))
+    weight = torch.tensor([0.5, 1.0])
+    noise = {"seed": 3, "step": 9, "sample_index": torch.tensor([7, 2**40]), "stream": Stream.NOISE}
+    target = velocity_target(x, ops.philox_normal(shape=(4, 5), **noise))
+    assert torch.equal(ops.flow_matching_loss(velocity, x, **noise, weight=weight), flow_loss(velocity, target, weight))
+    part = ops.flow_matching_loss(velocity[:, 1:3], x, **noise, first_token=1)
+    assert torch.equal(part, flow_loss(velocity[:, 1:3], target[:, 1:3]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rae_scale import ops
-from rae_scale.flow import Stream, drop_mask, sampling_noise, training_noise
+from rae_scale.flow import Stream, drop_mask, sampling_noise
 
 INDEX = torch.arange(1000, 1064)
 
@@ -16,21 +16,20 @@ def test_stream_numbers_are_fixed():
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch():
-    whole = training_noise(3, 7, INDEX, (16, 8))
+    whole = sampling_noise(3, INDEX, (16, 8))
     assert whole.shape == (64, 16, 8) and whole.dtype == torch.float32
-    parts = [training_noise(3, 7, part, (16, 8)) for part in INDEX.split([1, 13, 50])]
+    parts = [sampling_noise(3, part, (16, 8)) for part in INDEX.split([1, 13, 50])]
     assert torch.equal(whole, torch.cat(parts))
 
 
-def test_noise_changes_with_seed_step_and_sample():
-    base = training_noise(3, 7, INDEX, (8,))
-    for other in (training_noise(4, 7, INDEX, (8,)), training_noise(3, 8, INDEX, (8,)), base.roll(1, dims=0)):
+def test_noise_changes_with_seed_and_sample():
+    base = sampling_noise(3, INDEX, (8,))
+    for other in (sampling_noise(4, INDEX, (8,)), base.roll(1, dims=0)):
         assert not (base == other).any()
 
 
 def test_each_use_has_its_own_stream():
     uniforms = {stream: ops.philox_uniform(3, 0, INDEX, (), stream) for stream in Stream}
-    assert torch.equal(training_noise(3, 0, INDEX, (4,)), ops.philox_normal(3, 0, INDEX, (4,), Stream.NOISE))
     assert torch.equal(sampling_noise(3, INDEX, (4,)), ops.philox_normal(3, 0, INDEX, (4,), Stream.SAMPLER))
     assert torch.equal(drop_mask(3, 0, INDEX, 0.5), uniforms[Stream.DROP] < 0.5)
     assert len({tuple(u.tolist()) for u in uniforms.values()}) == len(Stream)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rae_scale import ops
 from rae_scale.config.schema import FlowConfig
-from rae_scale.flow import interpolate, sample_time, shift_time, training_noise, velocity_target
+from rae_scale.flow import Stream, interpolate, sample_time, shift_time, velocity_target
 
 INDEX = torch.arange(20_000)
 
@@ -39,7 +40,7 @@ def test_time_belongs_to_the_sample_and_is_independent_of_its_noise():
     times = sample_time(cfg, 1, 4, INDEX, 1.0)
     assert torch.equal(times[100:103], sample_time(cfg, 1, 4, INDEX[100:103], 1.0))
     assert not torch.equal(times, sample_time(cfg, 1, 5, INDEX, 1.0))
-    noise = training_noise(1, 4, INDEX, ())
+    noise = ops.philox_normal(1, 4, INDEX, (), Stream.NOISE)
     correlation = torch.corrcoef(torch.stack((torch.logit(times), noise)))[0, 1]
     assert abs(correlation) < 4 / len(INDEX) ** 0.5
 
@@ -52,3 +53,11 @@ def test_path_runs_from_data_to_noise_at_constant_velocity():
     torch.testing.assert_close(ends[2], 0.75 * x[2] + 0.25 * eps[2])
     early, late = (interpolate(x, eps, torch.full((3,), t, dtype=torch.float64)) for t in (0.3, 0.5))
     torch.testing.assert_close((late - early) / 0.2, velocity_target(x, eps))
+
+
+def test_training_follows_the_same_path():
+    index = torch.tensor([7, 2**40])
+    x, t = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 0.9])
+    noise = {"seed": 3, "step": 9, "sample_index": index, "stream": Stream.NOISE}
+    eps = ops.philox_normal(shape=(4, 5), **noise)
+    assert torch.equal(ops.flow_interpolate(x, t, **noise), interpolate(x, eps, t))

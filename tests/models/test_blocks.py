@@ -76,14 +76,14 @@ def test_attention_on_a_slice_of_the_heads_runs_the_same_code() -> None:
 
 def test_qk_norm_makes_attention_blind_to_the_scale_of_queries_and_keys() -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 4, 16)
+    x, rope = torch.randn(2, 4, 16), Rope(*rope_2d_tables(8, 2))
     for qk_norm in (True, False):
         attn = Attention(16, 2, qk_norm=qk_norm, attention=ops.attention)
         nn.init.zeros_(attn.qkv.bias)
-        before = attn(x)
+        before = attn(x, rope)
         with torch.no_grad():
             attn.qkv.weight[:32].mul_(7)
-        assert torch.allclose(attn(x), before, atol=1e-4) == qk_norm
+        assert torch.allclose(attn(x, rope), before, atol=1e-4) == qk_norm
 
 
 def test_a_new_block_is_the_identity() -> None:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rae_scale.config.schema import LLMConfig
-from rae_scale.models.conditioner import IGNORE_LABEL, Conditioner, fill_slots, next_tokens, read_slots
+from rae_scale.models.conditioner import IGNORE_LABEL, Conditioner
 from rae_scale.models.llm_zoo import LLM_ZOO, build_llm, resize_vocabulary
+from rae_scale.models.packing import TextLayout, next_tokens
 
 T, C = 4, 6  # image tokens and their channels
 
@@ -37,30 +42,6 @@ def make_batch(length: int = 14) -> dict[str, Tensor]:
     }
 
 
-def test_fill_and_read_slots_are_inverse_and_leave_the_rest() -> None:
-    embeds, values = torch.randn(3, 9, 5), torch.randn(3, T, 5)
-    start, positions = torch.tensor([0, 5, -1]), torch.arange(9)
-    filled = fill_slots(embeds, values, start, positions)
-    assert torch.equal(filled[0, :T], values[0])
-    assert torch.equal(filled[0, T:], embeds[0, T:])
-    assert torch.equal(filled[1, 5:], values[1])
-    assert torch.equal(filled[1, :5], embeds[1, :5])
-    assert torch.equal(filled[2], embeds[2])
-    read = read_slots(filled, T, start, positions)
-    assert torch.equal(read[:2], values[:2])
-    assert torch.equal(read[2], torch.zeros(T, 5))
-    # In slices of the sequence: each fills and reads its own, and the sum is the whole.
-    parts = [fill_slots(embeds[:, part], values, start, part) for part in positions.split(3)]
-    assert torch.equal(torch.cat(parts, dim=1), filled)
-    reads = [read_slots(filled[:, part], T, start, part) for part in positions.split(3)]
-    assert torch.equal(sum(reads), read)
-
-
-def test_read_slots_of_text_shorter_than_the_slots() -> None:
-    states = read_slots(torch.randn(2, 2, 5), T, torch.tensor([-1, -1]), torch.arange(2))
-    assert torch.equal(states, torch.zeros(2, T, 5))
-
-
 def test_matches_the_language_model_run_on_one_sample_by_hand() -> None:
     conditioner, batch = make_conditioner(), make_batch()
     out = conditioner(**batch)
@@ -78,6 +59,97 @@ def test_matches_the_language_model_run_on_one_sample_by_hand() -> None:
     torch.testing.assert_close(out.query_states[0], hidden[0][5 : 5 + T], rtol=0, atol=2e-6)
     assert torch.equal(out.query_states[1:], torch.zeros(2, T, 48))
     torch.testing.assert_close(out.text_loss_sum, loss, rtol=1e-6, atol=0)
+
+
+def padded_run(conditioner: Conditioner, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same without packing: transformers' Qwen2 on the padded batch, with a mask, and logits everywhere."""
+    ids, starts = batch["input_ids"], [batch[name].tolist() for name in ("answer_start", "user_start")]
+    embeds = conditioner.llm.model.embed_tokens(ids)
+    user = conditioner.mm_projector(batch["user_features"])
+    visible = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril() & batch["attention_mask"].bool()[:, None]
+    rows = []
+    for row, (answer, given) in enumerate(zip(*starts, strict=True)):
+        parts = embeds[row]
+        for start, values in ((given, user[row]), (answer, conditioner.latent_queries)):
+            if start >= 0:
+                parts = torch.cat([parts[:start], values, parts[start + T :]])
+        rows.append(parts)
+        if answer >= 0 and conditioner.mask == "query-block":
+            visible[row, answer : answer + T, answer : answer + T] = True
+    hidden = conditioner.llm.model(
+        inputs_embeds=torch.stack(rows), attention_mask={"full_attention": visible[:, None]}, use_cache=False
+    ).last_hidden_state
+    states = [
+        hidden[row, start : start + T] if start >= 0 else torch.zeros_like(hidden[row, :T])
+        for row, start in enumerate(starts[0])
+    ]
+    logits = conditioner.llm.lm_head(hidden).float().flatten(0, 1)
+    loss = F.cross_entropy(logits, next_tokens(batch["labels"]).flatten(), ignore_index=IGNORE_LABEL, reduction="sum")
+    return torch.stack(states), loss
+
+
+@pytest.mark.parametrize("mask", ["causal", "query-block"])
+@pytest.mark.parametrize("layout", ["given", "from the tensors"])
+def test_packed_computes_what_a_padded_run_does(mask: str, layout: str) -> None:
+    """States, loss, and the gradient of everything."""
+    conditioner, batch = make_conditioner(mask).double(), make_batch()
+    batch["user_features"] = batch["user_features"].double()
+    given = TextLayout.of(batch["attention_mask"], batch["labels"]) if layout == "given" else None
+    weight = torch.randn(3, T, 48, dtype=torch.float64)
+    gradients = []
+    for states, loss in (conditioner(**batch, layout=given), padded_run(conditioner, batch)):
+        parameters = dict(conditioner.named_parameters())
+        total = (states * weight).sum() + loss
+        gradients.append((states, loss, torch.autograd.grad(total, list(parameters.values()))))
+    (packed_states, packed_loss, packed), (states, loss, plain) = gradients
+    torch.testing.assert_close(packed_states, states, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=0)
+    for name, ours, theirs in zip(parameters, packed, plain, strict=True):
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=3e-6 * scale + 1e-9, msg=lambda text, name=name: name + text
+        )
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a tensor's values decide sizes or Python values: on a GPU the host would wait for them."""
+
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not func._schema.name.startswith(self.WAITING) or "nonzero_static" in func._schema.name, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mask", ["causal", "query-block"])
+def test_the_host_never_waits_when_it_knows_the_layout(mask: str) -> None:
+    conditioner, batch = make_conditioner(mask), make_batch()
+    layout = TextLayout.of(batch["attention_mask"], batch["labels"])
+    with NoWaiting():
+        out = conditioner(**batch, layout=layout)
+        (out.query_states.sum() + out.text_loss_sum).backward()
+    with pytest.raises(AssertionError), NoWaiting():
+        conditioner(**batch)
+
+
+def test_the_language_model_runs_on_real_tokens_only() -> None:
+    conditioner, batch = make_conditioner(), make_batch()
+    shapes = []
+    conditioner.llm.model.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, output: shapes.append(output.shape)
+    )
+    conditioner(**batch)
+    assert shapes == [(1, 14 + 14 + 11, 48)]
+
+
+def test_positions_begin_anew_with_each_sample() -> None:
+    """Rotary embedding knows differences only, so no result shows it; but in float32 late positions are less exact."""
+    conditioner, batch = make_conditioner(), make_batch()
+    seen = []
+    hook = conditioner.llm.model.register_forward_pre_hook
+    hook(lambda module, inputs, named: seen.append(named["position_ids"].tolist()), with_kwargs=True)
+    conditioner(**batch)
+    assert seen == [[[*range(14), *range(14), *range(11)]]]
 
 
 def test_padding_changes_nothing() -> None:
@@ -135,19 +207,19 @@ def test_every_part_has_a_gradient_whatever_the_samples_hold() -> None:
             assert bool(parameter.grad.any()) == present, name
 
 
-def watched_head(conditioner: Conditioner) -> list[tuple[int, ...]]:
-    """The shapes of what the output layer gives from here on."""
-    calls: list[tuple[int, ...]] = []
-    conditioner.llm.lm_head.register_forward_hook(lambda module, inputs, output: calls.append(tuple(output.shape)))
+def watched_head(conditioner: Conditioner) -> list[int]:
+    """The numbers of rows that the output layer is given from here on."""
+    calls: list[int] = []
+    conditioner.llm.lm_head.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     return calls
 
 
 def test_unlabelled_batch_has_zero_loss_and_still_runs_the_head() -> None:
     conditioner = make_conditioner()
     calls = watched_head(conditioner)
-    loss = conditioner.text_loss_sum(torch.randn(2, 4, 48, requires_grad=True), torch.full((2, 4), IGNORE_LABEL))
+    loss = conditioner.text_loss_sum(torch.randn(8, 48, requires_grad=True), torch.full((8,), IGNORE_LABEL), 0)
     loss.backward()
-    assert [shape[0] for shape in calls] == [1]
+    assert calls == [1]
     assert loss.item() == 0.0
     assert not conditioner.llm.lm_head.weight.grad.any()
 
@@ -156,9 +228,19 @@ def test_logits_exist_only_at_labelled_positions() -> None:
     conditioner = make_conditioner()
     calls = watched_head(conditioner)
     labels = torch.tensor([[3, -100, 4, 5], [-100, -100, -100, 6]])  # nothing predicts the label of the first position
-    loss = conditioner.text_loss_sum(torch.randn(2, 4, 48), next_tokens(labels))
-    assert [shape[0] for shape in calls] == [3]
+    loss = conditioner.text_loss_sum(torch.randn(8, 48), next_tokens(labels).flatten(), 3)
+    assert calls == [3]
     assert loss.dtype == torch.float32
+
+
+def test_head_is_called_once_however_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditioner, batch = make_conditioner(), make_batch()
+    calls = watched_head(conditioner)
+    whole = conditioner(**batch).text_loss_sum
+    monkeypatch.setattr(sys.modules["rae_kernels.linear_cross_entropy"], "LOGITS_BYTES", 3 * 320 * 4)
+    in_chunks = conditioner(**batch).text_loss_sum
+    torch.testing.assert_close(in_chunks, whole)
+    assert calls == [21, 21]
 
 
 def test_no_labels_no_head() -> None:

@@ -21,7 +21,16 @@ from rae_scale.models.encoders.flux_vae import FLUX_CONFIG, FluxVAEEncoder
 from rae_scale.models.encoders.siglip2 import Siglip2Encoder
 from rae_scale.models.encoders.siglip_demo import SiglipDemoConfig, SiglipDemoEncoder
 from rae_scale.models.encoders.webssl import WebSSLEncoder
-from rae_scale.models.flops import contrastive_cost, decoder_cost, dit_cost, encoder_cost, linear, llm_cost
+from rae_scale.models.flops import (
+    PEAK_BF16_FLOPS,
+    contrastive_cost,
+    decoder_cost,
+    dit_cost,
+    encoder_cost,
+    linear,
+    llm_cost,
+    peak_flops,
+)
 from rae_scale.models.llm_zoo import LLMSpec
 
 BATCH = 3
@@ -141,3 +150,10 @@ def test_language_model(trained: bool) -> None:
     assert count(forward) == pytest.approx(cost.forward, rel=0.01)  # the counter also sees RoPE's outer product
     trained_flops = cost.training if trained else cost.frozen_training
     assert count(lambda: forward().sum().backward()) == pytest.approx(trained_flops, rel=0.01)
+
+
+def test_only_gpus_known_by_name_have_a_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops(torch.device("cpu")) is None
+    for name, peak in {"NVIDIA H200": PEAK_BF16_FLOPS["NVIDIA H200"], "NVIDIA H200 NVL": None}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda", 0)) == peak

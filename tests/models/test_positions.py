@@ -23,9 +23,8 @@ def test_position_table_is_sines_then_cosines() -> None:
 def test_rotary_scores_depend_only_on_the_offset_between_tokens() -> None:
     grid = 5
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(8, generator=generator).expand(1, grid**2, 1, 8) for _ in "qk")
-    cos, sin = rope_2d_tables(8, grid)
-    q, k = (ops.apply_rope(x, cos, sin).view(grid, grid, 8) for x in (q, k))
+    qkv = torch.randn(24, generator=generator).expand(1, grid**2, 24)
+    q, k, _ = (x.view(grid, grid, 8) for x in ops.qk_norm_rope(qkv, *rope_2d_tables(8, grid), head_dim=8))
     torch.testing.assert_close(q[0, 0] @ k[1, 2], q[3, 1] @ k[4, 3])
     assert not torch.isclose(q[0, 0] @ k[1, 2], q[0, 0] @ k[2, 1])
 

@@ -56,8 +56,8 @@ def share(stage: GenerationStage, batch: Batch, totals: dict[str, float], step: 
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    tensors = {name: value[rows] for name, value in vars(batch).items()}
-    return replace(batch, **tensors)
+    per_sample = {name: value[rows] for name, value in vars(batch).items() if name != "layout"}
+    return replace(batch, **per_sample, layout=None)
 
 
 def test_the_batch_has_every_kind_of_sample(generation: tuple[GenerationStage, Batch]) -> None:
@@ -85,12 +85,12 @@ def test_only_generated_images_have_a_flow_loss(generation: tuple[GenerationStag
     assert stage.counts(batch)["answer_images"] == int((batch.answer_start >= 0).sum()) < int(batch.has_image.sum())
     inputs = stage.prepare(batch, 0)
     others = batch.answer_start < 0
-    noise = inputs.noise.clone()
-    noise[others] += 1.0
+    x_t = inputs.x_t.clone()
+    x_t[others] += 1.0
     totals = stage.counts(batch)
     assert torch.equal(
         stage.loss(stage.module, inputs, totals).loss,
-        stage.loss(stage.module, replace(inputs, noise=noise), totals).loss,
+        stage.loss(stage.module, replace(inputs, x_t=x_t), totals).loss,
     )
 
 
@@ -107,9 +107,24 @@ def test_a_step_without_answer_images_has_no_flow_loss(generation: tuple[Generat
 def test_noise_depends_on_step_and_sample_alone(generation: tuple[GenerationStage, Batch]) -> None:
     stage, batch = generation
     whole, late = stage.prepare(batch, 4), stage.prepare(part(batch, slice(12, 20)), 4)
-    for name in ("noise", "t", "drop"):
+    for name in ("x_t", "t", "drop"):
         assert torch.equal(getattr(whole, name)[12:], getattr(late, name))
-    assert not torch.equal(stage.prepare(batch, 5).noise, whole.noise)
+    assert not torch.equal(stage.prepare(batch, 5).x_t, whole.x_t)
+
+
+def test_the_loss_is_against_the_noise_that_was_put_in(generation: tuple[GenerationStage, Batch]) -> None:
+    stage, batch = generation
+    inputs, outputs = stage.prepare(batch, 4), []
+
+    def module(**arguments: Any) -> Any:
+        outputs.append(stage.module(**arguments))
+        return outputs[-1]
+
+    total, _ = stage.loss(module, inputs, stage.counts(batch)).sums["loss_flow"]
+    t = inputs.t[:, None, None]
+    eps = (inputs.x_t - (1 - t) * inputs.features) / t
+    error = (outputs[0].velocity - (eps - inputs.features)).square().mean(dim=(1, 2))
+    torch.testing.assert_close(total, error[inputs.has_answer].sum(), rtol=1e-3, atol=0)
 
 
 def test_the_condition_is_dropped_as_often_as_asked(world: TinyWorld, tmp_path: Path) -> None:

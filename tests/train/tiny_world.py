@@ -136,7 +136,7 @@ def train_rank(tree: dict[str, Any], poisoned: int | None = None, signal_at: int
 def poisoning(prepare: Callable[..., Any], position: int) -> Callable[..., Any]:
     def poisoned(stage: Any, batch: Any, step: int) -> Any:
         inputs = prepare(stage, batch, step)
-        inputs.noise[batch.sample_index == position] = float("nan")
+        inputs.x_t[batch.sample_index == position] = float("nan")
         return inputs
 
     return poisoned

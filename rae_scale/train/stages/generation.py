@@ -8,17 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rae_scale import ops
 from rae_scale.config.schema import FlowConfig
 from rae_scale.data.collate import Batch
-from rae_scale.flow import (
-    drop_mask,
-    flow_loss,
-    interpolate,
-    resolve_alpha,
-    sample_time,
-    training_noise,
-    velocity_target,
-)
+from rae_scale.flow import Stream, drop_mask, resolve_alpha, sample_time
 from rae_scale.models.composite import ScaleRAE, group_of
 from rae_scale.models.conditioner import IGNORE_LABEL
 from rae_scale.models.encoders import FrozenEncoder
@@ -30,13 +23,15 @@ TIMESTEP_BINS = 5  # of equal width; a rising loss near t = 1 (prompt ignored) o
 
 @dataclass(frozen=True)
 class FlowInputs:
-    """A batch with its place on the path; all [B, ...] on the training device."""
+    """A batch with its place on the path; all tensors [B, ...] on the training device."""
 
     batch: Batch
+    step: int
+    """Of which the noise is."""
     features: Tensor
     """[B, T, C] clean encoder tokens, float32."""
-    noise: Tensor
-    """[B, T, C] eps, float32."""
+    x_t: Tensor
+    """[B, T, C] noisy latents, float32."""
     t: Tensor
     """[B] times, 1 is noise."""
     drop: Tensor
@@ -78,11 +73,13 @@ class GenerationStage:
         """Encode the images once: a sample's one image is either what the LLM reads or what the DiT generates."""
         features = self.encode(batch.pixels).float()
         index = batch.sample_index
+        t = sample_time(self.flow, self.seed, step, index, self.alpha)
         return FlowInputs(
             batch=batch,
+            step=step,
             features=features,
-            noise=training_noise(self.seed, step, index, tuple(features.shape[1:])),
-            t=sample_time(self.flow, self.seed, step, index, self.alpha),
+            x_t=ops.flow_interpolate(features, t, seed=self.seed, step=step, sample_index=index, stream=Stream.NOISE),
+            t=t,
             drop=drop_mask(self.seed, step, index, self.drop_prob),
         )
 
@@ -95,14 +92,23 @@ class GenerationStage:
             answer_start=batch.answer_start,
             user_start=batch.user_start,
             user_features=inputs.features,
-            x_t=interpolate(inputs.features, inputs.noise, inputs.t),
+            x_t=inputs.x_t,
             t=inputs.t,
             drop=inputs.drop,
+            layout=batch.layout,
         )
-        fraction = len(output.positions) / inputs.features.shape[1]
+        fraction = output.velocity.shape[1] / inputs.features.shape[1]
         answered = inputs.has_answer.float() * fraction
-        target = velocity_target(inputs.features, inputs.noise)[:, output.positions]
-        flow = flow_loss(output.velocity, target, answered)
+        flow = ops.flow_matching_loss(
+            output.velocity,
+            inputs.features,
+            seed=self.seed,
+            step=inputs.step,
+            sample_index=batch.sample_index,
+            stream=Stream.NOISE,
+            first_token=output.first_token,
+            weight=answered,
+        )
         # A step without any labelled token (or answer image) has a sum of 0 to divide: by 1, not by 0.
         tokens, images = max(1.0, totals["labelled_tokens"]), max(1.0, totals["answer_images"])
         text_share = self.flow.text_weight * output.text_loss_sum / tokens
