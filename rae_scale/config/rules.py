@@ -20,6 +20,8 @@ def check(config: Config) -> list[str]:
         *check_engine(config),
         *check_memory_options(config),
         *check_checkpointing(config),
+        *check_compile(config),
+        *check_fp8(config),
         *check_steps(config),
     ]
 
@@ -101,6 +103,16 @@ def check_memory_options(config: Config) -> list[str]:
             f"engine.offload_optimizer=true with {named}: DeepSpeed's stages 1 and 2 keep whole float32 weights on the "
             "device, so little would be gained; use engine.zero_stage=3 or engine.name=fsdp2"
         )
+    if config.optim.moments == "bf16" and engine.name == "zero":
+        problems.append(
+            f"optim.moments=bf16 with {named}: DeepSpeed updates the moments with PyTorch's AdamW, which would lose "
+            "small changes of bfloat16 ones; use engine.name=fsdp2 or eager, or set optim.moments=fp32"
+        )
+    elif config.optim.moments == "bf16" and engine.offload_optimizer:
+        problems.append(
+            "optim.moments=bf16 with engine.offload_optimizer=true: a CPU takes many times as long to round them as to "
+            "update float32 ones; set engine.offload_optimizer=false, or optim.moments=fp32"
+        )
     return problems
 
 
@@ -117,6 +129,67 @@ def check_checkpointing(config: Config) -> list[str]:
             "engine.activation_checkpointing=selective, or remove engine.saved_ops"
         ]
     return []
+
+
+def check_compile(config: Config) -> list[str]:
+    engine, mode = config.engine, config.engine.compile
+    problems = []
+    if mode == "none":
+        return []
+    if engine.name == "zero" and engine.zero_stage == 3:
+        problems.append(
+            f"engine.compile={mode} with engine.name=zero engine.zero_stage=3: DeepSpeed gathers parameters by hooks "
+            "inside a block, which torch.compile refuses; use engine.name=fsdp2, engine.zero_stage=2 or "
+            "engine.compile=none"
+        )
+    if engine.activation_checkpointing == "selective":
+        problems.append(
+            f"engine.compile={mode} with engine.activation_checkpointing=selective: what watches single operators "
+            "cannot look into a compiled block; use engine.activation_checkpointing=none (the compiler chooses itself "
+            "what a block keeps) or full"
+        )
+    if mode == "blocks-cudagraphs":
+        if engine.name != "eager":
+            problems.append(
+                f"engine.compile={mode} with engine.name={engine.name}: a recorded launch reads parameters where they "
+                "were; use engine.name=eager, or engine.compile=blocks"
+            )
+        if engine.activation_checkpointing == "full":
+            problems.append(
+                f"engine.compile={mode} with engine.activation_checkpointing=full: replaying a forward pass inside of "
+                "backward is untested, and the small models that gain by CUDA graphs fit without; use "
+                "engine.activation_checkpointing=none, or engine.compile=blocks"
+            )
+        if config.run.device == "cpu":
+            problems.append(
+                f"engine.compile={mode} with run.device=cpu: CUDA graphs need a GPU; use engine.compile=blocks"
+            )
+    return problems
+
+
+def check_fp8(config: Config) -> list[str]:
+    engine, parallel = config.engine, config.parallel
+    if not engine.fp8:
+        return []
+    problems = []
+    if "dit" not in GROUPS_OF_STAGE[config.stage]:
+        problems.append(f"engine.fp8=true with stage={config.stage}, which has no DiT; set engine.fp8=false")
+    if engine.precision != "bf16":
+        problems.append(
+            f"engine.fp8=true with engine.precision={engine.precision}: 8-bit products give bfloat16; use "
+            "engine.precision=bf16, or engine.fp8=false"
+        )
+    if engine.name == "zero":
+        problems.append(
+            "engine.fp8=true with engine.name=zero: tested with eager and fsdp2 only; use engine.name=fsdp2, or "
+            "engine.fp8=false"
+        )
+    if parallel.tp > 1:
+        problems.append(
+            f"engine.fp8=true with parallel.tp={parallel.tp}: layers that are split over ranks multiply in bfloat16; "
+            "set parallel.tp=1 and raise parallel.dp_shard, or engine.fp8=false"
+        )
+    return problems
 
 
 def check_steps(config: Config) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -126,7 +127,7 @@ class DataConfig(Section):
 
 class GroupConfig(Section):
     lr: float = Field(gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 
@@ -141,6 +142,9 @@ class OptimConfig(Section):
     min_lr_ratio: Fraction = 0.0
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, ge=0, lt=1)
+    moments: Literal["fp32", "bf16"] = Field(
+        "fp32", description="how AdamW's moments are kept; bf16 halves them and rounds at random (eager, fsdp2)"
+    )
 
 
 class EngineConfig(Section):
@@ -158,6 +162,14 @@ class EngineConfig(Section):
     )
     saved_ops: dict[Literal["linear", "attention", "communication"], Annotated[int, Field(ge=-1)]] = Field(
         {}, description="selective: outputs kept per block, the first ones of each class; -1 keeps all, no entry none"
+    )
+    compile: Literal["none", "blocks", "blocks-cudagraphs"] = Field(
+        "none",
+        description="torch.compile of each block (DiT, decoder) in place of our kernels; blocks-cudagraphs replays its "
+        "launches too, for small models on one GPU",
+    )
+    fp8: bool = Field(
+        False, description="8-bit matrix products in the DiT's blocks (torchao, sm_90 or newer); weights stay float32"
     )
 
     @model_validator(mode="before")

@@ -34,7 +34,7 @@ class Piece:
     """A box of the logical tensor of `shape`.
 
     tensor: of the box's shape, sharing the engine's memory until the next step, not always contiguous; float32, but
-            bfloat16 where an engine keeps a frozen parameter in that.
+            bfloat16 where an engine keeps a frozen parameter or the moments in that.
     """
 
     kind: Kind

@@ -42,9 +42,13 @@ def total_norm(norms: Mapping[str, float]) -> float:
     return math.sqrt(sum(norm * norm for norm in norms.values()))
 
 
+def clip_factor(norm: float, max_norm: float) -> float:
+    """What to multiply a gradient of this norm by for a norm of at most `max_norm`: 1 if that holds already."""
+    return min(max_norm / (norm + CLIP_EPSILON), 1.0)
+
+
 @torch.no_grad()
-def clip(gradients: Mapping[GroupKey, Sequence[Tensor]], norm: float, max_norm: float) -> None:
-    """Scale the gradients in place so that their norm, which is `norm` now, is at most `max_norm`."""
-    factor = max_norm / (norm + CLIP_EPSILON)
-    if factor < 1:
+def scale(gradients: Mapping[GroupKey, Sequence[Tensor]], factor: float) -> None:
+    """Multiply the gradients in place."""
+    if factor != 1:
         torch._foreach_mul_([part for parts in gradients.values() for part in parts], factor)

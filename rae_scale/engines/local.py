@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rae_scale.config.schema import OptimConfig
-from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters, init_state
+from rae_scale.engines.gradients import scale
+from rae_scale.engines.optimizer import GroupKey, group_parameters
 from rae_scale.engines.sharded import ShardedEngine
-from rae_scale.engines.shards import Shard
+from rae_scale.engines.shards import MOMENTS, Shard, update_ema
+from rae_scale.ops import adamw_ema_
 
 
 class LocalEngine(ShardedEngine):
-    """Optimizes flat views of the module's own parameter memory, so an update needs no copy back.
+    """Optimizes flat views of the module's own parameter memory, so an update needs no copy back. On a GPU clipping,
+    AdamW and the moving average are one pass over the memory of an optimizer group.
 
     With `offload_optimizer` the float32 weights that are optimized are copies in host memory, beside the moments and
     the moving average: a step brings the gradient there and the new weights back.
@@ -26,12 +29,16 @@ class LocalEngine(ShardedEngine):
     def _attach(self, optim: OptimConfig, module: nn.Module, group_of: Callable[[str], str]) -> None:
         """Describe `module`, whose parameters are in their final place, and build the optimizer over it."""
         groups = group_parameters(module, group_of, optim, self.placements)
+        self._settings = optim.groups
+        moments = torch.bfloat16 if optim.moments == "bf16" else torch.float32
         key_of = {name: key for key, members in groups.items() for name, _ in members}
         self.module = module
         self.shards = []
         self._computed_with: dict[str, Tensor] = {}
         self._trainable: dict[GroupKey, list[tuple[nn.Parameter, Shard]]] = {key: [] for key in groups}
-        for name, parameter in module.named_parameters():
+        self._numbers: dict[str, int] = {}
+        for number, (name, parameter) in enumerate(module.named_parameters()):
+            self._numbers[name] = number
             key = key_of.get(name)
             shard = self._shard(name, parameter, key.name if key else None)
             if self._offloads and key is not None:
@@ -40,13 +47,9 @@ class LocalEngine(ShardedEngine):
             self.shards.append(shard)
             if key is not None and shard.start < shard.stop:
                 self._trainable[key].append((parameter, shard))
-        self.optimizer = adamw(
-            {key: [shard.weight for _, shard in members] for key, members in self._trainable.items()}, optim
-        )
         for _, shard in self._members():
-            init_state(self.optimizer, shard.weight)
-            shard.tensors["exp_avg"] = self.optimizer.state[shard.weight]["exp_avg"]
-            shard.tensors["exp_avg_sq"] = self.optimizer.state[shard.weight]["exp_avg_sq"]
+            for kind in MOMENTS:
+                shard.tensors[kind] = torch.zeros_like(shard.weight, dtype=moments)
         self._ready()
 
     @abstractmethod
@@ -68,11 +71,34 @@ class LocalEngine(ShardedEngine):
         }
         return {key: [gradient for _, gradient in members] for key, members in self._flat_gradients.items()}
 
-    def _update(self) -> None:
-        for members in self._flat_gradients.values():
-            for shard, gradient in members:
-                shard.weight.grad = in_host_memory(gradient) if self._offloads else gradient
-        self.optimizer.step()
+    def _update(self, lrs: Mapping[str, float], factor: float) -> None:
+        if self._offloads:  # where the gradients are, it is cheaper than in host memory
+            scale(self._gradients(), factor)
+            factor = 1.0
+        updated = set()
+        for key, members in self._flat_gradients.items():
+            shards = [shard for shard, _ in members]
+            updated |= {shard.name for shard in shards}
+            settings = self._settings[key.name]
+            adamw_ema_(
+                [shard.weight for shard in shards],
+                [in_host_memory(gradient) if self._offloads else gradient for _, gradient in members],
+                [shard.tensors["exp_avg"] for shard in shards],
+                [shard.tensors["exp_avg_sq"] for shard in shards],
+                [shard.tensors["ema"] for shard in shards if "ema" in shard.tensors],
+                lr=lrs[key.name],
+                betas=settings.betas,
+                eps=settings.eps,
+                weight_decay=settings.weight_decay,
+                step=self._optimizer_step + 1,
+                clip_factor=factor,
+                ema_decay=self.ema_decay or 0.0,
+                # Moments are rounded alike wherever an element lies, so copies of a parameter stay equal.
+                parameters=[self._numbers[shard.name] for shard in shards],
+                first_elements=[shard.start for shard in shards],
+            )
+        if self.ema_decay is not None:
+            update_ema([shard for shard in self.shards if shard.name not in updated], self.ema_decay)
         self._forget_gradients()
         self._copy_back()
 
@@ -88,9 +114,8 @@ class LocalEngine(ShardedEngine):
 
     def _forget_gradients(self) -> None:
         self._flat_gradients = {}
-        for parameter, shard in self._members():
+        for parameter, _ in self._members():
             parameter.grad = None
-            shard.weight.grad = None
 
 
 def in_host_memory(tensor: Tensor) -> Tensor:

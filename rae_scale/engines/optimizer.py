@@ -1,4 +1,4 @@
-"""AdamW with one parameter group per optimizer group: the same for every engine."""
+"""The parameters by optimizer group, the same for every engine, and torch's AdamW over them for DeepSpeed."""
 
 from __future__ import annotations
 

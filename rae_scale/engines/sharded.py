@@ -13,18 +13,17 @@ from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
 from rae_scale.engines.base import Piece, Read, StepResult
-from rae_scale.engines.gradients import clip, group_norms, total_norm
-from rae_scale.engines.optimizer import GroupKey, set_learning_rates, set_step
-from rae_scale.engines.shards import Shard, add_ema, exchange_ema, update_ema
+from rae_scale.engines.gradients import clip_factor, group_norms, total_norm
+from rae_scale.engines.optimizer import GroupKey
+from rae_scale.engines.shards import Shard, add_ema, exchange_ema
 from rae_scale.parallel import Mesh
 from rae_scale.parallel.placement import Placement
 
 
 class ShardedEngine(ABC):
-    """The `Engine` protocol over `shards`. A subclass sets `module`, `optimizer`, `shards`, then calls `_ready`."""
+    """The `Engine` protocol over `shards`. A subclass sets `module` and `shards`, then calls `_ready`."""
 
     module: nn.Module
-    optimizer: torch.optim.Optimizer
     shards: list[Shard]
 
     def __init__(self, cfg: EngineConfig, optim: OptimConfig, placements: Mapping[str, Placement], mesh: Mesh) -> None:
@@ -56,8 +55,9 @@ class ShardedEngine(ABC):
         """This rank's parts of the accumulated gradient by parameter group, in the memory that `_update` reads."""
 
     @abstractmethod
-    def _update(self) -> None:
-        """One optimizer step with the gradients, which are gone afterwards; the module computes with the result."""
+    def _update(self, lrs: Mapping[str, float], factor: float) -> None:
+        """One optimizer step with `factor` times the gradients, which are gone afterwards, and one of the moving
+        average; the module computes with the new weights."""
 
     @abstractmethod
     def _publish(self) -> None:
@@ -77,12 +77,8 @@ class ShardedEngine(ABC):
         if not math.isfinite(norm):
             self.discard()
             return StepResult(norm, norms, skipped=True)
-        clip(gradients, norm, self.max_grad_norm)
-        set_learning_rates(self.optimizer, lrs)
-        self._update()
+        self._update(lrs, clip_factor(norm, self.max_grad_norm))
         self._optimizer_step += 1
-        if self.ema_decay is not None:
-            update_ema(self.shards, self.ema_decay)
         return StepResult(norm, norms, skipped=False)
 
     def pieces(self) -> Iterator[Piece]:
@@ -105,7 +101,6 @@ class ShardedEngine(ABC):
                         )
                     else:
                         view.zero_()
-        set_step(self.optimizer, optimizer_step)
         self._optimizer_step = optimizer_step
         self.discard()
         self._publish()

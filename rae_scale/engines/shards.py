@@ -12,13 +12,16 @@ from rae_scale.engines.base import Kind, Piece
 from rae_scale.parallel.boxes import Box
 from rae_scale.parallel.placement import Placement
 
+MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass
 class Shard:
     """Elements `start` to `stop` of this rank's part of one parameter, in row-major order, and what is known of them.
 
     placement: which part of the parameter that is: all of it without tensor parallelism.
-    tensors:   by kind, 1-D views [stop - start] of the engine's memory. A frozen parameter has its weight only.
+    tensors:   by kind, 1-D views [stop - start] of the engine's memory. A frozen parameter has its weight only. All are
+               float32, but for moments that are kept in bfloat16.
     group:     optimizer group, None if frozen.
     owned:     the part of [start, stop) that this rank saves. Smaller than the whole where ranks hold copies.
     """

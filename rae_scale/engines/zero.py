@@ -18,9 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
+from rae_scale.engines.base import Read
 from rae_scale.engines.deepspeed_setup import deepspeed_config, hpz_group, import_deepspeed
-from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters
+from rae_scale.engines.gradients import scale
+from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters, set_learning_rates, set_step
 from rae_scale.engines.sharded import ShardedEngine
+from rae_scale.engines.shards import update_ema
 from rae_scale.engines.zero_layout import describe, gradients_of
 from rae_scale.parallel.mesh import Mesh, one_process_group
 from rae_scale.parallel.mpu import MpuView
@@ -125,9 +128,17 @@ class ZeroEngine(ShardedEngine):
     def _gradients(self) -> dict[GroupKey, list[Tensor]]:
         return gradients_of(self._zero, self.stage)
 
-    def _update(self) -> None:
+    def _update(self, lrs: Mapping[str, float], factor: float) -> None:
+        scale(self._gradients(), factor)
+        set_learning_rates(self.optimizer, lrs)
         self.module.step()
         self._forget_reduced()
+        if self.ema_decay is not None:
+            update_ema(self.shards, self.ema_decay)
+
+    def load_pieces(self, read: Read, optimizer_step: int) -> None:
+        super().load_pieces(read, optimizer_step)
+        set_step(self.optimizer, optimizer_step)
 
     def _forget_reduced(self) -> None:
         zero = self._zero

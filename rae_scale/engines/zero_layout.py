@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from rae_scale.engines.base import Kind
 from rae_scale.engines.optimizer import GroupKey, init_state
-from rae_scale.engines.shards import Shard
+from rae_scale.engines.shards import MOMENTS, Shard
 from rae_scale.parallel import Mesh
 from rae_scale.parallel.boxes import even_split
 from rae_scale.parallel.placement import Placement
-
-MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 
 
 def describe(

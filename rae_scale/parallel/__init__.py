@@ -2,6 +2,7 @@
 
 from rae_scale.parallel.apply import parallelize
 from rae_scale.parallel.checkpointing import apply_activation_checkpointing, blocks_of
+from rae_scale.parallel.compile import compile_blocks
 from rae_scale.parallel.mesh import Mesh, build_mesh, init_distributed, shutdown_distributed
 from rae_scale.parallel.share import share_samples
 
@@ -10,6 +11,7 @@ __all__ = [
     "apply_activation_checkpointing",
     "blocks_of",
     "build_mesh",
+    "compile_blocks",
     "init_distributed",
     "parallelize",
     "share_samples",

@@ -73,6 +73,42 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             {"engine": {"activation_checkpointing": "selective", "saved_ops": {"linear": -2}}},
             "engine.saved_ops.linear=-2: Input should be greater than or equal to -1",
         ),
+        (
+            {"engine": {"name": "zero", "zero_stage": 3, "compile": "blocks"}},
+            "engine.compile=blocks with engine.name=zero engine.zero_stage=3: DeepSpeed gathers parameters by hooks",
+        ),
+        (
+            {"engine": {"compile": "blocks", "activation_checkpointing": "selective"}},
+            "engine.compile=blocks with engine.activation_checkpointing=selective",
+        ),
+        (
+            {"engine": {"name": "fsdp2", "compile": "blocks-cudagraphs"}},
+            "engine.compile=blocks-cudagraphs with engine.name=fsdp2: a recorded launch reads parameters",
+        ),
+        (
+            {"engine": {"compile": "blocks-cudagraphs", "activation_checkpointing": "full"}},
+            "engine.compile=blocks-cudagraphs with engine.activation_checkpointing=full",
+        ),
+        (
+            {"engine": {"compile": "blocks-cudagraphs"}, "run": {"device": "cpu"}},
+            "engine.compile=blocks-cudagraphs with run.device=cpu: CUDA graphs need a GPU; use engine.compile=blocks",
+        ),
+        (
+            {"engine": {"name": "fsdp2", "fp8": True}, "parallel": {"tp": 2}},
+            "engine.fp8=true with parallel.tp=2: layers that are split over ranks multiply in bfloat16",
+        ),
+        (
+            {"engine": {"name": "zero", "fp8": True}},
+            "engine.fp8=true with engine.name=zero",
+        ),
+        (
+            {"engine": {"fp8": True, "precision": "fp32"}},
+            "engine.fp8=true with engine.precision=fp32",
+        ),
+        (
+            {"stage": "decoder", "engine": {"fp8": True}, "optim": {"groups": {"decoder": {"lr": 1}}}},
+            "engine.fp8=true with stage=decoder, which has no DiT",
+        ),
         ({"sampler": {"guidance_interval": [0.6, 0.2]}}, "sampler.guidance_interval=[0.6, 0.2] is empty"),
         (
             {"sampler": {"grid": "compat", "method": "heun"}},
@@ -100,6 +136,10 @@ def test_impossible_combinations_are_refused(tree: dict[str, object], message: s
         {**TWO_RANKS, "data": {"global_batch_size": 16, "micro_batch_size": 4}},
         {"stage": "encoder", "optim": {"groups": {"encoder": {"lr": 1e-3}}}},
         {"engine": {"activation_checkpointing": "full"}},
+        {"engine": {"activation_checkpointing": "full", "compile": "blocks"}},
+        {"engine": {"name": "zero", "zero_stage": 2, "compile": "blocks"}, "parallel": {"sp": 2, "tp": 2}},
+        {"engine": {"name": "fsdp2", "compile": "blocks", "fp8": True}, "parallel": {"dp_shard": 2, "sp": 2}},
+        {"engine": {"compile": "blocks-cudagraphs"}},
         {"engine": {"activation_checkpointing": "selective", "saved_ops": {"attention": -1, "linear": 0}}},
     ],
 )

@@ -21,6 +21,7 @@ from rae_scale.train.layout_sizes import MOMENTS, HeldParameter, shares, sizes_b
 
 pytestmark = pytest.mark.dist
 
+KINDS = ("exp_avg", "exp_avg_sq")
 RANKS = 3  # divides hardly anything
 ENGINES: list[dict[str, Any]] = [
     {"name": "fsdp2"},
@@ -34,14 +35,14 @@ ENGINES: list[dict[str, Any]] = [
 def three_ranks() -> None:
     parallel = ParallelConfig(dp_shard=RANKS)
     mesh = build_mesh(parallel, init_distributed(parallel, "cpu"))
-    for engine in ENGINES:
+    for engine, optim in [*((engine, {}) for engine in ENGINES), (ENGINES[0], {"moments": "bf16"})]:
         check_engine(
             parse_config(
                 {
                     "engine": engine,
                     "parallel": {"dp_shard": RANKS},
                     "data": {"global_batch_size": RANKS},
-                    "optim": {"ema_decay": 0.9},
+                    "optim": {"ema_decay": 0.9, **optim},
                 }
             ),
             mesh,
@@ -76,7 +77,7 @@ def compare(
 
 def real_bytes(config: Config, engine: Any) -> dict[str, int]:
     ema = size(shard.tensors["ema"] for shard in engine.shards if "ema" in shard.tensors)
-    moments = size(state[moment] for state in engine.optimizer.state.values() for moment in ("exp_avg", "exp_avg_sq"))
+    moments = size(shard.tensors[kind] for shard in engine.shards for kind in KINDS if kind in shard.tensors)
     if config.engine.name == "fsdp2":
         stored = [p.to_local() for p in engine.module.parameters()]
         weights = sum(p.untyped_storage().nbytes() for p in stored)
@@ -87,6 +88,8 @@ def real_bytes(config: Config, engine: Any) -> dict[str, int]:
             if p.requires_grad
         )
         return {"weights": weights, "gradients": gradients, "optimizer": moments, "ema": ema}
+    # DeepSpeed's have paddings between the shards.
+    moments = size(state[kind] for state in engine.optimizer.state.values() for kind in KINDS)
     zero, stage = engine._zero, config.engine.zero_stage
     masters = size(master_partitions(zero, stage))
     module = list(engine.module.module.parameters())

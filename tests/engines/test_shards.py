@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rae_scale.engines.gradients import clip, group_norms, total_norm
+from rae_scale.engines.gradients import clip_factor, group_norms, scale, total_norm
 from rae_scale.engines.optimizer import GroupKey
 from rae_scale.engines.shards import Shard, add_ema, exchange_ema, update_ema
 from rae_scale.parallel import Mesh
@@ -91,8 +91,9 @@ def test_one_bad_element_shows_in_the_total(bad: float) -> None:
 def test_clipping_scales_all_groups_by_one_factor() -> None:
     llm, dit = GroupKey("llm"), GroupKey("dit")
     gradients = {llm: [torch.tensor([3.0])], dit: [torch.tensor([4.0])]}
-    clip(gradients, 5.0, max_norm=10.0)
+    assert clip_factor(5.0, max_norm=10.0) == 1
+    scale(gradients, clip_factor(5.0, max_norm=10.0))
     assert (gradients[llm][0].item(), gradients[dit][0].item()) == (3.0, 4.0)
-    clip(gradients, 5.0, max_norm=1.0)
+    scale(gradients, clip_factor(5.0, max_norm=1.0))
     assert gradients[llm][0].item() == pytest.approx(0.6, rel=1e-6)
     assert gradients[dit][0].item() == pytest.approx(0.8, rel=1e-6)
