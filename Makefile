@@ -2,9 +2,11 @@
 #
 #   make demo               pictures from the shipped weights, trained a little further under ZeRO-3 (no GPU needed)
 #   make demo-from-scratch  the same with every part trained from nothing
-#   make test               the tests;  make test-all adds the long ones, but not:
+#   make test               the tests;  make test-all adds the long ones, but neither of:
+#   make test-fp8           8-bit products, with torchao in a folder of its own
 #   make test-matrix        every parallel layout against one process, and checkpoints from each to each
 #   make lint               ruff, mypy, import order
+#   make gpu-check          what only a GPU shows, in ten minutes: errors, bandwidth, steps; OUT=folder for results
 #
 # RAE_PYTHON=python3 uses that interpreter as it stands and installs nothing: for images that bring their own torch.
 
@@ -25,7 +27,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-from-scratch test test-all test-matrix lint clean
+.PHONY: help demo demo-from-scratch test test-all test-fp8 test-matrix lint gpu-check clean
 
 help:
 	@sed -n '/^#  /s/^#  *//p' Makefile
@@ -46,11 +48,23 @@ test-all: $(READY)
 test-matrix: $(READY)
 	@$(TEST_ENV) $(PYTEST) -m matrix --durations=0
 
+# Not in the virtual environment: wherever torchao is, transformers imports it, which costs every start a second.
+FP8_PACKAGES := $(VENV)/fp8
+test-fp8: $(READY)
+	@test -n "$(RAE_PYTHON)" || test -d $(FP8_PACKAGES) || \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $(FP8_PACKAGES) torchao==0.18.0
+	@$(TEST_ENV) PYTHONPATH=$(FP8_PACKAGES) $(PYTEST) tests/parallel/test_fp8.py
+
 lint: $(READY)
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+OUT ?= runs/gpu-check
+
+gpu-check: $(READY)
+	@PYTHONPATH=.:kernels $(PYTHON) -m rae_scale.bench.gpu_check --out $(OUT)
 
 # pip's own resolver sees the pins and pyproject.toml's ranges together, so a pin outside its range fails here.
 $(VENV)/.installed: requirements.txt pyproject.toml

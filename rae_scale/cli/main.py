@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rae_scale.cli import checkpoint, data, evaluate, model, reconstruct, sample, train
+from rae_scale.cli import bench, checkpoint, data, evaluate, model, reconstruct, sample, train
 
 TRACEBACK_VARIABLE = "RAE_TRACEBACK"
 
@@ -21,6 +21,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback()
