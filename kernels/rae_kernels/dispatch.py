@@ -118,7 +118,9 @@ def operation(launcher: str, *, mutates_args: tuple[str, ...] = ()) -> Callable[
             if reason is not None:
                 fall_back(name, tensors[0].device.type, reason)
                 return specification(*args, **kwargs)
-            return load(launcher)(*args, **kwargs)
+            # Triton launches on the current GPU, which need not be the tensors'.
+            with torch.cuda.device_of(tensors[0]):
+                return load(launcher)(*args, **kwargs)
 
         for device in ("cuda", *(("cpu",) if INTERPRET else ())):
             operator.register_kernel(device)(run)
