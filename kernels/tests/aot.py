@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -90,45 +90,9 @@ def shipped() -> list[Variant]:
     return [v for family in FAMILIES for v in import_module(f"rae_kernels.triton_impl.{family}").variants()]
 
 
-def by_kernel(variants: Iterable[Variant]) -> dict[str, list[Variant]]:
-    groups: dict[str, list[Variant]] = {}
-    for variant in variants:
-        groups.setdefault(variant.kernel.__name__, []).append(variant)
-    return groups
-
-
-def representative(variants: Iterable[Variant]) -> Iterator[tuple[Variant, int]]:
-    """What the short tests compile: of each kernel the training types at the narrowest, the 2.4B and the widest model
-    on the main architecture, every flag at 2.4B, and 2.4B on the other architectures."""
-    for members in by_kernel(variants).values():
-        flavours: dict[tuple[object, ...], list[Variant]] = {}
-        first_types = members[0].types
-        for variant in members:
-            if all(first_types.get(name, type_) == type_ for name, type_ in variant.types.items()):
-                flavours.setdefault(flags_of(variant), []).append(variant)
-        for number, flavour in enumerate(flavours.values()):
-            flavour.sort(key=width)
-            middle = next((v for v in flavour if is_2_4b(v)), flavour[-1])
-            chosen = {v.name: v for v in ((flavour[0], middle, flavour[-1]) if number == 0 else (middle,))}
-            yield from ((variant, MAIN_ARCH) for variant in chosen.values())
-            if number == 0:
-                yield from ((middle, arch) for arch in ARCHS if arch != MAIN_ARCH)
-
-
-def flags_of(variant: Variant) -> tuple[object, ...]:
-    """What makes it another piece of code and not another size: switches, and which pointers there are."""
-    constants = sorted(variant.constants.items())
-    return tuple((name, value) for name, value in constants if isinstance(value, bool) or value is None)
-
-
-def width(variant: Variant) -> list[int]:
-    numbers = [value for value in variant.constants.values() if isinstance(value, int) and value is not True]
-    return sorted(numbers, reverse=True)
-
-
-def is_2_4b(variant: Variant) -> bool:
-    """hidden 2048 in 32 heads of 64, SwiGLU 5504."""
-    return any(re.search(rf"(^|\D){size}(\D|$)", variant.name) for size in (2048, 5504, 64))
+def every_case(variants: Iterable[Variant]) -> dict[str, tuple[Variant, int]]:
+    """Every variant on every architecture, by name."""
+    return {key(variant, arch): (variant, arch) for variant in variants for arch in ARCHS}
 
 
 def key(variant: Variant, arch: int) -> str:
@@ -136,7 +100,7 @@ def key(variant: Variant, arch: int) -> str:
 
 
 def read_baseline() -> dict[str, int]:
-    """Registers of the representative variants with this version of Triton; none where it was never measured."""
+    """Registers of every case with this version of Triton; none where it was never measured."""
     everything = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     return everything.get(version(), {})
 
@@ -148,9 +112,7 @@ def version() -> str:
 
 def refresh() -> None:
     everything = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-    everything[version()] = {
-        key(variant, arch): compile_variant(variant, arch).registers for variant, arch in representative(shipped())
-    }
+    everything[version()] = {name: compile_variant(*case).registers for name, case in every_case(shipped()).items()}
     BASELINE.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
     print(f"{BASELINE}: {len(everything[version()])} kernels with Triton {version()}")
 

@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import importlib.util
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 SPEC = importlib.util.spec_from_file_location("aot", Path(__file__).with_name("aot.py"))
@@ -20,13 +21,7 @@ aot = sys.modules["aot"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(aot)
 
 SHIPPED = aot.shipped()
-REPRESENTATIVE = {aot.key(variant, arch): (variant, arch) for variant, arch in aot.representative(SHIPPED)}
-REST = {
-    name: (variant, arch)
-    for variant in SHIPPED
-    for arch in aot.ARCHS
-    if (name := aot.key(variant, arch)) not in REPRESENTATIVE
-}
+CASES = aot.every_case(SHIPPED)
 
 
 def allowed_stack(name: str) -> int:
@@ -49,9 +44,9 @@ def check_instructions(name: str, variant, found) -> None:
     assert not missing, f"{name} has no {', '.join(missing)}, but {dict(found.instructions)}"
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVE)
+@pytest.mark.parametrize("name", CASES)
 def test_compiles_as_expected(name: str):
-    variant, arch = REPRESENTATIVE[name]
+    variant, arch = CASES[name]
     found = aot.compile_variant(variant, arch)
     check(name, found)
     check_instructions(name, variant, found)
@@ -64,30 +59,23 @@ def test_compiles_as_expected(name: str):
         )
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", REST)
-def test_every_other_shipped_variant_compiles_as_expected(name: str):
-    variant, arch = REST[name]
-    found = aot.compile_variant(variant, arch)
-    check(name, found)
-    check_instructions(name, variant, found)
-
-
-def test_every_kernel_is_among_the_representatives():
-    compiled = {variant.kernel.__name__ for variant, _ in REPRESENTATIVE.values()}
-    assert compiled == set(aot.by_kernel(SHIPPED))
-    for archs in ({arch for v, arch in REPRESENTATIVE.values() if v.kernel.__name__ == name} for name in compiled):
-        assert archs == set(aot.ARCHS)
+def test_every_kernel_is_compiled():
+    """Names of jit functions that are launched, from the modules that define them."""
+    for family in aot.FAMILIES:
+        module = import_module(f"rae_kernels.triton_impl.{family}")
+        module = getattr(module, "kernels", module)
+        launched = {name for name in vars(module) if name.endswith("_kernel")}
+        assert launched and launched <= {variant.kernel.__name__ for variant in SHIPPED}
 
 
 def test_baseline_lists_what_is_compiled_and_nothing_else():
     for version, registers in json.loads(aot.BASELINE.read_text()).items():
-        assert set(registers) == set(REPRESENTATIVE), f"refresh {aot.BASELINE.name} for Triton {version}"
+        assert set(registers) == set(CASES), f"refresh {aot.BASELINE.name} for Triton {version}"
 
 
 def test_a_spill_is_seen():
     """A block that is far too wide for one warp's registers."""
-    wide = next(v for v in SHIPPED if v.kernel.__name__ == "gated_residual_norm_backward_kernel" and aot.is_2_4b(v))
+    wide = next(v for v in SHIPPED if v.kernel.__name__ == "gated_residual_norm_backward_kernel" and "2048" in v.name)
     found = aot.compile_variant(wide._replace(num_warps=1), aot.MAIN_ARCH)
     assert found.stack > 0 or found.local_accesses > 0
     with pytest.raises(AssertionError, match="spills"):
@@ -96,7 +84,7 @@ def test_a_spill_is_seen():
 
 def test_scalar_loads_are_seen():
     """Without knowing that strides divide by 16, Triton cannot load 16 bytes at once."""
-    variant = next(v for v in SHIPPED if v.kernel.__name__ == "gated_residual_kernel" and aot.is_2_4b(v))
+    variant = next(v for v in SHIPPED if v.kernel.__name__ == "gated_residual_kernel" and "2048" in v.name)
     found = aot.compile_variant(variant._replace(divisible=()), aot.MAIN_ARCH)
     with pytest.raises(AssertionError, match=r"has no .*LDG\.E\.128"):
         check_instructions(variant.name, variant, found)

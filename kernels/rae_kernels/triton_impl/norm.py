@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 import torch
 import triton
@@ -10,7 +11,17 @@ from torch import Tensor
 
 from rae_kernels.norm_operators import one_per_row, residual_dtype
 from rae_kernels.triton_impl import norm_kernels as kernels
-from rae_kernels.triton_impl.variants import ELEMENT, HIDDEN_SIZES, TRAINING_DTYPES, Dtypes, Variant
+from rae_kernels.triton_impl.variants import (
+    DEMO_HIDDEN_SIZE,
+    ELEMENT,
+    HIDDEN_SIZES,
+    LLM_HIDDEN_SIZES,
+    NARROW_STREAM_DTYPES,
+    TRAINING_DTYPES,
+    WIDE_HEAD_SIZE,
+    Dtypes,
+    Variant,
+)
 
 PROGRAMS = 512
 """Of a backward pass, whatever the device: the sum over rows must not depend on it."""
@@ -199,45 +210,67 @@ def weight_parts(rows: int, weight: Tensor) -> Tensor:
 
 
 def variants() -> Iterator[Variant]:
-    """Every kernel at the published widths, with the types of training."""
+    """The kernels at the published widths, with the types of training."""
+    for channels, dtypes in product((*HIDDEN_SIZES, DEMO_HIDDEN_SIZE), TRAINING_DTYPES):
+        yield from whole_rows(channels, dtypes)
+    for dtypes in NARROW_STREAM_DTYPES:
+        yield from whole_rows(WIDE_HEAD_SIZE, dtypes)
     for channels in HIDDEN_SIZES:
-        for dtypes in TRAINING_DTYPES:
-            yield from variants_of(channels, dtypes)
+        yield from halved_rows(channels // 2, TRAINING_DTYPES[0])
+    yield from halved_rows(WIDE_HEAD_SIZE // 2, NARROW_STREAM_DTYPES[0])
+    for channels, dtypes in product(LLM_HIDDEN_SIZES, (*TRAINING_DTYPES, *NARROW_STREAM_DTYPES)):
+        yield from norms(channels, dtypes, modulated=False, from_total=False)
 
 
-def variants_of(channels: int, dtypes: Dtypes) -> Iterator[Variant]:
-    """With tensor parallelism's sums too: a split model runs the same kernels on narrower rows."""
-    stream, branch = ELEMENT[dtypes.residual], ELEMENT[dtypes.branch]
-    of_stream = {name: f"*{stream}" for name in ("x", "for_x", "out", "for_out")}
-    of_branch = ("y", "gate", "shift", "scale", "h", "for_y", "for_gate", "for_shift", "for_scale")
-    types = of_stream | {name: f"*{branch}" for name in of_branch}
-    types |= {"weight": f"*{ELEMENT[dtypes.weight]}"}
-    types |= {name: "*fp32" for name in ("total", "factor", "for_weight", "for_sum", "for_total")}
-    types |= {"eps": "fp32", "rows": "i32", "channels": "i32"}
-    for modulated in (True, False):
-        for from_total in (False, True):
-            flags = {"MODULATED": modulated, "FROM_TOTAL": from_total}
-            absent = set() if modulated else {"shift", "scale", "for_shift", "for_scale"}
-            absent |= set() if from_total else {"total", "for_total"}
-            name = ("modulated" if modulated else "plain") + ("-from-total" if from_total else "")
-            yield variant(kernels.norm_kernel, name, channels, types, flags, absent, dtypes)
-            gradient = types | {"gradient": f"*{branch}"}
-            yield variant(kernels.norm_backward_kernel, name, channels, gradient, flags, absent, dtypes)
-    gradient = types | {"gradient": f"*{stream}"}
-    for with_sum in (False, True):
-        flags, name = {"WITH_SUM": with_sum}, "with-sum" if with_sum else "plain"
-        absent = set() if with_sum else {"total", "for_sum", "for_x"}
-        yield variant(kernels.gated_residual_kernel, name, channels, types, flags, absent - {"for_x"}, dtypes)
-        absent |= set() if with_sum else {"x"}
-        yield variant(kernels.gated_residual_backward_kernel, name, channels, gradient, flags, absent, dtypes)
-    gradient = types | {"gradient": f"*{branch}"}
+def whole_rows(channels: int, dtypes: Dtypes) -> Iterator[Variant]:
+    """What a block runs on one process."""
+    types = types_of(dtypes)
+    yield from norms(channels, dtypes, modulated=True, from_total=False)
+    yield from gated_residuals(channels, dtypes, with_sum=False)
     yield variant(kernels.gated_residual_norm_kernel, "", channels, types, {}, set(), dtypes)
+    gradient = types | {"gradient": types["h"]}
     yield variant(kernels.gated_residual_norm_backward_kernel, "", channels, gradient, {}, set(), dtypes)
-    loads_only = ("LDG.E.128",)
-    yield variant(kernels.sum_of_squares_kernel, "", channels, types, {}, set(), dtypes)._replace(
-        instructions=loads_only
-    )
+
+
+def halved_rows(channels: int, dtypes: Dtypes) -> Iterator[Variant]:
+    """What a block that tensor parallelism has split runs: sums leave a process and come back as totals."""
+    types = types_of(dtypes)
+    yield from norms(channels, dtypes, modulated=True, from_total=True)
+    yield from gated_residuals(channels, dtypes, with_sum=True)
+    total = variant(kernels.sum_of_squares_kernel, "", channels, types, {}, set(), dtypes)
+    yield total._replace(instructions=("LDG.E.128",))
     yield variant(kernels.sum_of_squares_backward_kernel, "", channels, types, {}, set(), dtypes)
+
+
+def norms(channels: int, dtypes: Dtypes, *, modulated: bool, from_total: bool) -> Iterator[Variant]:
+    types, flags = types_of(dtypes), {"MODULATED": modulated, "FROM_TOTAL": from_total}
+    if not modulated:  # then the result has the type of x
+        types |= {"h": types["x"]}
+    absent = set() if modulated else {"shift", "scale", "for_shift", "for_scale"}
+    absent |= set() if from_total else {"total", "for_total"}
+    name = ("modulated" if modulated else "plain") + ("-from-total" if from_total else "")
+    yield variant(kernels.norm_kernel, name, channels, types, flags, absent, dtypes)
+    types |= {"gradient": types["h"]}
+    yield variant(kernels.norm_backward_kernel, name, channels, types, flags, absent, dtypes)
+
+
+def gated_residuals(channels: int, dtypes: Dtypes, *, with_sum: bool) -> Iterator[Variant]:
+    types, flags, name = types_of(dtypes), {"WITH_SUM": with_sum}, "with-sum" if with_sum else "plain"
+    absent = set() if with_sum else {"total"}
+    yield variant(kernels.gated_residual_kernel, name, channels, types, flags, absent, dtypes)
+    types |= {"gradient": types["x"]}
+    absent = set() if with_sum else {"for_sum", "x", "for_x"}
+    yield variant(kernels.gated_residual_backward_kernel, name, channels, types, flags, absent, dtypes)
+
+
+def types_of(dtypes: Dtypes) -> dict[str, str]:
+    """Triton's types of the kernels' arguments; that of `gradient` differs between kernels."""
+    stream, branch = f"*{ELEMENT[dtypes.residual]}", f"*{ELEMENT[dtypes.branch]}"
+    types = dict.fromkeys(("x", "for_x", "out", "for_out"), stream)
+    of_branch = ("y", "gate", "shift", "scale", "h", "for_y", "for_gate", "for_shift", "for_scale")
+    types |= dict.fromkeys(of_branch, branch) | {"weight": f"*{ELEMENT[dtypes.weight]}"}
+    types |= dict.fromkeys(("total", "factor", "for_weight", "for_sum", "for_total"), "*fp32")
+    return types | {"eps": "fp32", "rows": "i32", "channels": "i32"}
 
 
 def variant(

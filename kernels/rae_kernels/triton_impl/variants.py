@@ -10,10 +10,13 @@ import torch
 ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
 """Triton's names of element types."""
 
-HIDDEN_SIZES = (1280, 2048, 2304, 2688, 3072, 4096, 144)
-"""Of the published DiTs, of the wide DDT head, and of the demo's model."""
-
-HEAD_DIMS = (40, 64, 72, 96, 128)
+HIDDEN_SIZES = (1280, 2048, 2304, 3072, 4096)
+"""Of the published DiTs."""
+DEMO_HIDDEN_SIZE = 144
+WIDE_HEAD_SIZE = 2688
+"""Of the DDT head, whose residual stream has the type of its branches."""
+LLM_HIDDEN_SIZES = (1536, 3584)
+"""Of Qwen2.5 1.5B and 7B."""
 
 
 class Dtypes(NamedTuple):
@@ -27,9 +30,12 @@ class Dtypes(NamedTuple):
 
 TRAINING_DTYPES = (
     Dtypes("mixed", torch.float32, torch.bfloat16, torch.float32),
-    Dtypes("bf16", torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    Dtypes("gathered", torch.float32, torch.bfloat16, torch.bfloat16),
 )
-"""Autocast over float32 weights, and what an engine that gathers bfloat16 weights gives. """
+"""Autocast over float32 weights, and over weights that an engine gathers in bfloat16."""
+NARROW_STREAM_DTYPES = tuple(
+    dtypes._replace(name=f"{dtypes.name}-narrow", residual=torch.bfloat16) for dtypes in TRAINING_DTYPES
+)
 
 
 class Variant(NamedTuple):
