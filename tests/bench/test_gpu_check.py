@@ -94,6 +94,6 @@ def test_warps_are_forced_inside_only() -> None:
 
     shipped = norm.shape_of
     with gpu_sections.forced_warps(2):
-        assert norm.shape_of(2048, backward=False)["num_warps"] == 2
-        assert norm.shape_of(2048, backward=False) | shipped(2048, backward=False) == shipped(2048, backward=False)
+        assert norm.shape_of(2048)["num_warps"] == 2
+        assert norm.shape_of(2048) | shipped(2048) == shipped(2048)
     assert norm.shape_of is shipped

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rae_kernels.norm_operators import one_per_row, residual_dtype
 from rae_kernels.triton_impl import norm_kernels as kernels
+from rae_kernels.triton_impl.rows import rows_of, written_rows
 from rae_kernels.triton_impl.variants import (
     DEMO_HIDDEN_SIZE,
     ELEMENT,
@@ -27,25 +28,19 @@ PROGRAMS = 512
 """Of a backward pass, whatever the device: the sum over rows must not depend on it."""
 
 
-def shape_of(channels: int, *, backward: bool) -> dict[str, int]:
-    """Width of the block and number of warps for rows of `channels`. Backward holds more rows at once."""
+FORWARD, BACKWARD = 512, 256
+"""Channels to a warp: backward passes hold more rows at once."""
+
+
+def shape_of(channels: int, per_warp: int = FORWARD, most_warps: int = 16) -> dict[str, int]:
+    """Width of the block and number of warps for rows of `channels`."""
     block = triton.next_power_of_2(channels)
-    return {"C": channels, "BLOCK": block, "num_warps": min(16, max(1, block // (256 if backward else 512)))}
+    return {"C": channels, "BLOCK": block, "num_warps": min(most_warps, max(1, block // per_warp))}
 
 
-def rows_of(tensor: Tensor | None) -> tuple[Tensor | None, int]:
-    """A tensor [..., C] as rows for a kernel to read, and the distance between them. A copy if it must be."""
-    if tensor is None:
-        return None, 0
-    rows = (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).flatten(0, -2)
-    return rows, rows.stride(0)
-
-
-def written_rows(tensor: Tensor | None) -> tuple[Tensor | None, int]:
-    """The same for a tensor that a kernel writes to, which must not be a copy."""
-    rows, stride = rows_of(tensor)
-    assert rows is None or tensor is None or rows.data_ptr() == tensor.data_ptr(), "this memory cannot be seen as rows"
-    return rows, stride
+def norm_backward_shape(channels: int, modulated: bool) -> dict[str, int]:
+    """At most 8 warps: with 16, as with 8 where nothing is modulated, sm_80 gets too few registers to a thread."""
+    return shape_of(channels, BACKWARD if modulated else FORWARD, 8)
 
 
 def norm(
@@ -66,7 +61,7 @@ def norm(
         kernels.norm_kernel[(factor.numel(),)](
             x, weight, shift, scale, total if total is None else total.contiguous(), h, factor,
             x_stride, shift_stride, scale_stride, channels, eps,
-            MODULATED=scale is not None, FROM_TOTAL=total is not None, **shape_of(x.shape[-1], backward=False),
+            MODULATED=scale is not None, FROM_TOTAL=total is not None, **shape_of(x.shape[-1]),
         )  # fmt: skip
     return h, factor
 
@@ -94,7 +89,8 @@ def norm_backward(
         kernels.norm_backward_kernel[(len(parts),)](
             gradient, x, weight, scale, factor, for_x, parts, for_shift, for_scale, for_total if from_total else None,
             factor.numel(), gradient_stride, x_stride, scale_stride, for_shift_stride, for_scale_stride, channels,
-            MODULATED=scale is not None, FROM_TOTAL=from_total, **shape_of(x.shape[-1], backward=True),
+            MODULATED=scale is not None, FROM_TOTAL=from_total,
+            **norm_backward_shape(x.shape[-1], scale is not None),
         )  # fmt: skip
     return for_x, parts.sum(0).to(weight.dtype), for_total
 
@@ -108,7 +104,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, with_sum: bool) -> tuple[
     if out.numel():
         kernels.gated_residual_kernel[(len(x),)](
             x, y, gate, out, total if with_sum else None, x_stride, y_stride, gate_stride,
-            WITH_SUM=with_sum, **shape_of(x.shape[-1], backward=False),
+            WITH_SUM=with_sum, **shape_of(x.shape[-1]),
         )  # fmt: skip
     return out, total
 
@@ -129,7 +125,7 @@ def gated_residual_backward(
         kernels.gated_residual_backward_kernel[(len(y),)](
             gradient, for_sum, x, y, gate, for_x if with_sum else None, for_y,
             for_gate, gradient_stride, x_stride, y_stride, gate_stride, for_gate_stride,
-            WITH_SUM=with_sum, **shape_of(y.shape[-1], backward=False),
+            WITH_SUM=with_sum, **shape_of(y.shape[-1]),
         )  # fmt: skip
     return for_x, for_y
 
@@ -147,7 +143,7 @@ def gated_residual_norm(
     if out.numel():
         kernels.gated_residual_norm_kernel[(len(x),)](
             x, y, gate, weight, shift, scale, out, h, factor,
-            x_stride, y_stride, gate_stride, shift_stride, scale_stride, eps, **shape_of(x.shape[-1], backward=False),
+            x_stride, y_stride, gate_stride, shift_stride, scale_stride, eps, **shape_of(x.shape[-1]),
         )  # fmt: skip
     return out, h, factor
 
@@ -181,7 +177,7 @@ def gated_residual_norm_backward(
         kernels.gated_residual_norm_backward_kernel[(len(parts),)](
             for_out, gradient, x, y, gate, weight, scale, factor, for_x, for_y, parts, for_gate, for_shift, for_scale,
             factor.numel(), for_out_stride, gradient_stride, x_stride, y_stride, gate_stride, scale_stride,
-            for_gate_stride, for_shift_stride, for_scale_stride, **shape_of(x.shape[-1], backward=True),
+            for_gate_stride, for_shift_stride, for_scale_stride, **shape_of(x.shape[-1], BACKWARD),
         )  # fmt: skip
     return for_x, for_y, parts.sum(0).to(weight.dtype)
 
@@ -190,7 +186,7 @@ def sum_of_squares(x: Tensor) -> Tensor:
     total = one_per_row(x)
     rows, stride = rows_of(x)
     if x.numel():
-        kernels.sum_of_squares_kernel[(total.numel(),)](rows, total, stride, **shape_of(x.shape[-1], backward=False))
+        kernels.sum_of_squares_kernel[(total.numel(),)](rows, total, stride, **shape_of(x.shape[-1]))
     return total
 
 
@@ -199,7 +195,7 @@ def sum_of_squares_backward(for_sum: Tensor, x: Tensor) -> Tensor:
     rows, stride = rows_of(x)
     if x.numel():
         kernels.sum_of_squares_backward_kernel[(for_sum.numel(),)](
-            for_sum.contiguous(), rows, for_x, stride, **shape_of(x.shape[-1], backward=False)
+            for_sum.contiguous(), rows, for_x, stride, **shape_of(x.shape[-1])
         )
     return for_x
 
@@ -282,8 +278,11 @@ def variant(
     absent: set[str],
     dtypes: Dtypes,
 ) -> Variant:
-    backward = "rows" in kernel.arg_names  # type: ignore[attr-defined]
-    shape = shape_of(channels, backward=backward)
+    shape = shape_of(channels)
+    if kernel is kernels.norm_backward_kernel:
+        shape = norm_backward_shape(channels, flags["MODULATED"])
+    elif kernel is kernels.gated_residual_norm_backward_kernel:
+        shape = shape_of(channels, BACKWARD)
     constants: dict[str, object] = {"C": channels, "BLOCK": shape["BLOCK"], **flags, **dict.fromkeys(absent)}
     arguments = [argument for argument in kernel.arg_names if argument not in constants]  # type: ignore[attr-defined]
     strides = tuple(argument for argument in arguments if argument.endswith("_stride"))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rae_kernels.triton_impl.norm import rows_of
+from rae_kernels.triton_impl.rows import rows_of
 from rae_kernels.triton_impl.variants import ELEMENT, Variant
 
 PROGRAMS = 2048
