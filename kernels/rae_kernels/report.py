@@ -7,7 +7,6 @@ from importlib import metadata
 
 import torch
 
-from rae_kernels import adamw, flow_operators, norm_operators, qk_rope, swiglu  # noqa: F401  they define operators
 from rae_kernels.attention import attention_backend_report
 from rae_kernels.dispatch import INTERPRET, OPERATIONS, VARIABLE, chosen, fallbacks, triton_is_installed
 from rae_kernels.varlen import varlen_report

@@ -182,13 +182,15 @@ class TestChunks:
         assert torch.autograd.gradcheck(self.function, (packed, random(2, 5, 3, dtype=torch.float64)))
 
     def test_a_chunk_that_two_operators_read(self, random):
+        """The second gradient must not replace the first while the packed one waits for the gate's."""
         x = random(2, 5, 3, dtype=torch.float64)
 
         def function(packed):
-            shift, scale = chunks(packed, 2)
-            return norm_modulate(x, x[0, 0], shift, scale, EPS) * norm_modulate(x, x[0, 1], shift, scale, EPS)
+            shift, scale, gate = chunks(packed, 3)
+            y = gated_residual(x, x, gate)
+            return norm_modulate(y, x[0, 0], shift, scale, EPS) * norm_modulate(y, x[0, 1], shift, scale, EPS)
 
-        assert torch.autograd.gradcheck(function, (random(2, 5, 6, dtype=torch.float64).requires_grad_(),))
+        assert torch.autograd.gradcheck(function, (random(2, 5, 9, dtype=torch.float64).requires_grad_(),))
 
     def test_chunks_that_nothing_read_have_no_gradient(self, random):
         packed = random(2, 5, 12).requires_grad_()

@@ -14,9 +14,9 @@ from rae_scale.config import Config, parse_config
 from rae_scale.engines import Engine, build_engine
 from rae_scale.flow.loss import flow_loss
 from rae_scale.models.composite import build_scale_rae, group_of
-from rae_scale.models.conditioner import IGNORE_LABEL
 from rae_scale.models.dit import DiT, DiTConfig
 from rae_scale.models.flops import dit_cost, linear, llm_cost
+from rae_scale.models.packing import IGNORE_LABEL
 from rae_scale.models.zoo import DIT_ZOO, dit_config
 from rae_scale.parallel import Mesh
 

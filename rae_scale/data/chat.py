@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rae_scale.data.record import ANSWER_WITH_IMAGE, IMAGE_PLACEHOLDER, Turn
 from rae_scale.data.tokenizer import IMAGE_END, IMAGE_START, SYSTEM_PROMPT, TURN_END, TURN_START, encode_text
-from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.packing import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,8 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from rae_scale import ops
-from rae_scale.models.packing import IGNORE_LABEL as IGNORE_LABEL
-from rae_scale.models.packing import TextLayout, fill_slots, next_tokens, pack, query_block_mask, read_slots
+from rae_scale.models.packing import (
+    IGNORE_LABEL,
+    TextLayout,
+    fill_slots,
+    next_tokens,
+    pack,
+    query_block_mask,
+    read_slots,
+)
 from rae_scale.models.tokens import AllTokens, Tokens
 
 if TYPE_CHECKING:

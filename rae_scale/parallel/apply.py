@@ -9,7 +9,7 @@ from torch import nn
 
 from rae_scale.models import blocks
 from rae_scale.models.blocks import Attention
-from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.packing import IGNORE_LABEL
 from rae_scale.models.parallel_limits import parallel_problems
 from rae_scale.models.shard_tables import TABLES, Rule, Table
 from rae_scale.parallel import tensor

@@ -14,7 +14,7 @@ from rae_scale.data.collate import Batch, collate
 from rae_scale.data.record import BadSample, DecodedSample
 from rae_scale.data.tokenizer import encode_captions
 from rae_scale.data.transforms import to_float
-from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.packing import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

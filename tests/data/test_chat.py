@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from rae_scale.data.chat import SLOT_ID, ChatTokenizer, SampleTooLong, TokenizedSample
 from rae_scale.data.record import Turn
 from rae_scale.data.tokenizer import load_tokenizer, train_tokenizer
-from rae_scale.models.conditioner import IGNORE_LABEL
+from rae_scale.models.packing import IGNORE_LABEL
 
 T = 4
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from rae_scale.config.schema import LLMConfig, ModelConfig
 from rae_scale.models.composite import ScaleRAE, build_scale_rae, group_of, load_official_t2i
-from rae_scale.models.conditioner import IGNORE_LABEL, Conditioner
+from rae_scale.models.conditioner import Conditioner
 from rae_scale.models.dit import DiT, DiTConfig
 from rae_scale.models.llm_zoo import LLMSpec
+from rae_scale.models.packing import IGNORE_LABEL
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "composite_tiny.safetensors"
 TOLERANCE = {"rtol": 0.0, "atol": 2e-5}

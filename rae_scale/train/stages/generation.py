@@ -13,9 +13,9 @@ from rae_scale.config.schema import FlowConfig
 from rae_scale.data.collate import Batch
 from rae_scale.flow import Stream, drop_mask, resolve_alpha, sample_time
 from rae_scale.models.composite import ScaleRAE, group_of
-from rae_scale.models.conditioner import IGNORE_LABEL
 from rae_scale.models.encoders import FrozenEncoder
 from rae_scale.models.flops import Cost, dit_cost, encoder_cost, linear, llm_cost
+from rae_scale.models.packing import IGNORE_LABEL
 from rae_scale.train.stages.base import LossOutput, Totals
 
 TIMESTEP_BINS = 5  # of equal width; a rising loss near t = 1 (prompt ignored) or t = 0 (detail lost) hides in the mean
