@@ -52,8 +52,16 @@ def world(sizes: dict[str, int]) -> int:
             {"tp": 2, "sp": 2},
             [("fsdp2", VARIANTS[0]), ("zero3", VARIANTS[0]), ("fsdp2-bf16", VARIANTS[0]), ("zero3-bf16", VARIANTS[0])],
         ),
-        ({"tp": 2, "dp_shard": 2}, [("zero3", VARIANTS[0]), ("fsdp2", VARIANTS[1]), ("zero1", VARIANTS[2])]),
-        ({"sp": 2, "dp_shard": 2}, [("zero2", VARIANTS[0]), ("zero3", VARIANTS[1]), ("fsdp2", VARIANTS[2])]),
+        pytest.param(
+            {"tp": 2, "dp_shard": 2},
+            [("zero3", VARIANTS[0]), ("fsdp2", VARIANTS[1]), ("zero1", VARIANTS[2])],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"sp": 2, "dp_shard": 2},
+            [("zero2", VARIANTS[0]), ("zero3", VARIANTS[1]), ("fsdp2", VARIANTS[2])],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["tp2-sp2", "tp2-dp2", "sp2-dp2"],
 )
