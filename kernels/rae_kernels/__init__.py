@@ -1,5 +1,6 @@
 """Operations of diffusion transformers on per-token conditioning, each stated in plain PyTorch."""
 
+from rae_kernels import traffic
 from rae_kernels.adamw import adamw_ema_
 from rae_kernels.attention import attention, attention_backend_report
 from rae_kernels.chunks import chunks
@@ -48,6 +49,7 @@ __all__ = [
     "swiglu",
     "swiglu_into",
     "swiglu_pair",
+    "traffic",
     "use",
     "varlen_attention",
 ]

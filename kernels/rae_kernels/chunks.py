@@ -95,7 +95,7 @@ def chunks(packed: Tensor, count: int) -> tuple[Tensor, ...]:
     """
     if packed.shape[-1] % count:
         raise ValueError(f"packed is {list(packed.shape)}: its last dimension does not divide into {count} chunks")
-    if torch.compiler.is_compiling() or not packed.is_contiguous() or type(packed) is not Tensor:
+    if torch.compiler.is_compiling() or not packed.is_contiguous() or storage_of(packed) is None:
         return packed.chunk(count, dim=-1)
     if not (packed.requires_grad and torch.is_grad_enabled()):
         return packed.chunk(count, dim=-1)
@@ -106,8 +106,10 @@ def chunks(packed: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """The number of the memory that `tensor` is a view of; None while a compiler traces with tensors that have none."""
-    return tensor.untyped_storage()._cdata if type(tensor) is Tensor else None
+    """The number of the memory that `tensor` is a view of; None while a compiler traces with tensors that have none.
+    Those that only pretend to have values have a number, too: a plan of memory must see the same as a run."""
+    has_storage = type(tensor) is Tensor or type(tensor).__name__ == "FakeTensor"
+    return tensor.untyped_storage()._cdata if has_storage and not torch.compiler.is_compiling() else None
 
 
 def gradient_like(chunk: Tensor) -> Tensor:

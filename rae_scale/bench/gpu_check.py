@@ -124,7 +124,7 @@ def verdicts(results: Data) -> list[str]:
             lines.append(f"{name:52s} {row['median_ms']:8.3f} ms {row['fraction_of_copy']:7.1%} of copy")
     for row in [*data.get("step", {}).get("ways", []), *data.get("largest model", {}).get("ways", [])]:
         known = {n: row[n] for n in row if isinstance(row[n], int | float)}
-        lines.append(f"step {row['way']}: {row.get('failed') or {n: round(v, 4) for n, v in known.items()}}")
+        lines.append(f"step {row['kernels']}: {row.get('failed') or {n: round(v, 4) for n, v in known.items()}}")
     lines.append(f"largest micro-batches: {data.get('micro-batches', {})}")
     lines += [
         f"{r['category']:28s} {r['ms']:8.2f} ms {r['share']:6.1%}"

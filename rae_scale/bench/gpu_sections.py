@@ -22,7 +22,8 @@ from rae_kernels.dispatch import fallbacks
 from rae_scale.bench import kernels
 from rae_scale.bench.attention import PUBLISHED_LENGTHS, PUBLISHED_SHAPES, bench_attention
 from rae_scale.bench.cases import CASES, Builder
-from rae_scale.bench.results import environment, write_json
+from rae_scale.bench.machine import environment
+from rae_scale.bench.results import write_json
 from rae_scale.bench.timing import copy_bandwidth, measure, rates, size
 
 Data = dict[str, Any]

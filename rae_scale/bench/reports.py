@@ -1,4 +1,4 @@
-"""The three benchmarks whole: run, and put into data and markdown."""
+"""The benchmarks of operators and of attention whole: run, and put into data and markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from rae_scale.bench import attention, kernels
 from rae_scale.bench.cases import CASES, Builder
 from rae_scale.bench.kernels import Way
-from rae_scale.bench.results import environment, heading, table, write
+from rae_scale.bench.machine import environment
+from rae_scale.bench.results import heading, table, write
 from rae_scale.bench.timing import rates
 
 

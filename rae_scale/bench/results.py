@@ -1,59 +1,13 @@
-"""Where numbers come from, and how they are written down: JSON as they come in, and markdown tables."""
+"""How numbers are written down: JSON as they come in, and markdown tables."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 Row = Mapping[str, Any]
-
-PACKAGES = ("triton", "transformers", "deepspeed", "numpy")
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """GPU, versions and commit."""
-    found: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "kernels": os.environ.get("RAE_KERNELS", "auto"),
-        "commit": commit(),
-        **{name: version(name) for name in PACKAGES},
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {
-            "device": properties.name,
-            "capability": f"sm_{properties.major}{properties.minor}",
-            "memory_bytes": properties.total_memory,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    return found
-
-
-def version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Of the checkout that this file is in, with a mark if files were changed; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_json(path: Path, data: Any) -> None:

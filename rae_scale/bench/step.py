@@ -3,58 +3,62 @@
 from __future__ import annotations
 
 import gc
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 import rae_kernels
+from rae_scale.bench.harness import Measured, check_relevant
 from rae_scale.bench.kernels import CHOICE, Way
 from rae_scale.bench.memory import alive_after, allocated_after
-from rae_scale.bench.setup import Inputs, Step, StepSetup
-from rae_scale.bench.timing import measure_blocking, synchronize
-from rae_scale.parallel.compile import compile_blocks
+from rae_scale.bench.record import Measure, config_sections
+from rae_scale.bench.session import Session
+from rae_scale.bench.setup import Inputs, Step, StepSetup, check_parallel
+from rae_scale.bench.timing import seconds_waited, synchronize
+from rae_scale.parallel import Mesh
 
-logger = logging.getLogger(__name__)
+Rates = Mapping[str, float | None]
+"""FLOP/s: "matmul_flops_per_s", measured, and "peak_flops_per_s", from the data sheet or None."""
 
 INPUT_SETS = 2
+SECTIONS = ("model", "optim", "engine", "parallel", "data.global_batch_size", "data.micro_batch_size")
+"""Of the configuration, those that a step depends on."""
 
 COLUMNS = {
-    "way": "{way}",
-    "ms": "{median_ms:.1f}",
-    "10 - 90 %": "{low_ms:.1f} - {high_ms:.1f}",
+    "setting": "{name}",
+    "ms": "{step_ms:.1f}",
+    "10 - 90 %": "{step_low_ms:.1f} - {step_high_ms:.1f}",
     "images/s": "{images_per_s:.1f}",
     "TFLOP/s": "{tflops:.1f}",
     "of matmul rate": "{fraction_of_matmul:.1%}",
     "of peak": "{mfu:.1%}",
     "peak GB": "{peak_gb:.2f}",
     "activations GB": "{activation_gb:.3f}",
-    "failed": "{failed}",
+    "power W": "{power_draw_w:.0f}",
+    "ours is x as fast": "{speed_of_ours:.3f}",
 }
 
 
 @contextmanager
-def step_of(setup: StepSetup, way: Way, device: torch.device) -> Iterator[Step]:
-    """A step whose operations run `way`; everything is freed afterwards."""
-
-    def prepare(module: nn.Module) -> None:
-        if way == "compile":
-            compile_blocks(module, "blocks", device)
-
+def step_of(setup: StepSetup, way: Way, mesh: Mesh) -> Iterator[Step]:
+    """A step whose operations run `way`; everything is freed afterwards. Collective."""
     step: Step | None = None
     try:
         with rae_kernels.use(CHOICE[way]):
-            step = Step(setup, device, prepare)
+            step = Step(as_way(setup, way), mesh)
             yield step
     finally:
         if step is not None:
             step.engine.close()
         del step
-        free(device)
+        free(mesh.device)
+
+
+def as_way(setup: StepSetup, way: Way) -> StepSetup:
+    """Compiled blocks are a setting of the engine."""
+    return setup.with_overrides(["engine.compile=blocks"]) if way == "compile" else setup
 
 
 def free(device: torch.device) -> None:
@@ -63,59 +67,62 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def bench_way(
+def measure_way(
     setup: StepSetup,
     way: Way,
-    device: torch.device,
-    rates: Mapping[str, float | None],
+    session: Session,
+    rates: Rates,
     *,
     repeats: int = 10,
     warm_up: int = 3,
-) -> dict[str, Any]:
-    """Time and memory of one way. A way that does not fit into memory says so in `failed`.
+) -> Measured:
+    """Time and memory of one way. Collective.
 
-    rates: "matmul_flops_per_s", measured, and "peak_flops_per_s", from the data sheet or None.
+    Raises:
+        ValueError: the setup is none, or not for these processes.
+        torch.OutOfMemoryError: it does not fit.
     """
-    try:
-        with step_of(setup, way, device) as step:
-            return {"way": way, **time_step(step, rates, repeats, warm_up), **memory_of(step, way)}
-    except torch.OutOfMemoryError as error:
-        logger.warning("%s: %s", way, error)
-        return {"way": way, "failed": "out of memory"}
+    mesh = session.mesh(setup.config().parallel)
+    with step_of(setup, way, mesh) as step:
+        timed = time_step(step, session, rates, repeats, warm_up)
+        return timed._replace(values=timed.values | memory_of(step, way))
 
 
-def time_step(step: Step, rates: Mapping[str, float | None], repeats: int, warm_up: int) -> dict[str, Any]:
-    batch, device = step.setup.batch, step.device
-    sets = [step.inputs(batch, seed) for seed in range(INPUT_SETS)]
+def time_step(step: Step, session: Session, rates: Rates, repeats: int, warm_up: int) -> Measured:
+    """Of the slowest rank. Rates of all ranks together, FLOP/s of one."""
+    device, count = step.device, step.micro_steps
+    sets = [step.inputs(step.batch, seed) for seed in range(INPUT_SETS)]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     # The optimizer waits for the gradient's norm, so a step ends when the host says so.
-    work = [lambda inputs=inputs: step.run(inputs) for inputs in sets]
-    timing = measure_blocking(work, device, repeats=repeats, warm_up=warm_up)
-    flops = step.flops(batch) / timing.median
+    work = [lambda first=first: step.run([sets[(first + m) % INPUT_SETS] for m in range(count)]) for first in (0, 1)]
+    seconds = session.slowest(seconds_waited(work, device, repeats=repeats, warm_up=warm_up))
+    measures = {"step": Measure.of(seconds)}
+    median = measures["step"].median
+    flops = step.flops_per_image * step.global_batch / median / session.world_size
     peak, matmul = rates.get("peak_flops_per_s"), rates.get("matmul_flops_per_s")
-    found: dict[str, Any] = {f"{name}_ms": value for name, value in timing.milliseconds().items()}
-    found |= {"images_per_s": batch / timing.median, "tflops": flops / 1e12}
-    found |= {"fraction_of_matmul": flops / matmul} if matmul else {}
-    found |= {"mfu": flops / peak} if peak else {}
-    found |= {"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}
-    return found
+    values: dict[str, Any] = {"images_per_s": step.global_batch / median, "tflops": flops / 1e12}
+    values |= {"fraction_of_matmul": flops / matmul} if matmul else {}
+    values |= {"mfu": flops / peak} if peak else {}
+    if device.type == "cuda":
+        measures["peak"] = Measure.count(max(session.gather(torch.cuda.max_memory_allocated(device))))
+    return Measured(measures, values)
 
 
 def memory_of(step: Step, way: Way) -> dict[str, Any]:
     """Bytes that forward leaves behind for backward: what grows with the batch, times the batch.
 
     On a GPU as the allocator counts it, from two sizes of batch, which removes what does not grow (bf16 copies of the
-    weights). Elsewhere by a census, which cannot look into compiled functions.
+    weights). Elsewhere by a census, which cannot look into compiled functions nor into shards.
     """
-    batch = step.setup.batch
+    batch = step.batch
     if step.device.type == "cuda":
         if batch == 1:
             return {"saved_gb": left_behind(step, 1) / 1e9}
         half = batch // 2
         whole, part = left_behind(step, batch), left_behind(step, half)
         return {"saved_gb": whole / 1e9, "activation_gb": (whole - part) / (batch - half) * batch / 1e9}
-    if way == "compile":
+    if way == "compile" or step.config.engine.compile != "none" or step.config.engine.name != "eager":
         return {}
     inputs = step.inputs(batch, 0)
     found = alive_after(lambda: step.forward(inputs), step.engine.module.parameters())
@@ -133,7 +140,7 @@ def left_behind(step: Step, batch: int) -> int:
 
 
 def largest_micro_batch(setup: StepSetup, device: torch.device, way: Way = "ours", limit: int = 4096) -> int:
-    """Images per micro-batch that still fit, up to `limit`; 0 if not even one does. A whole step has to run.
+    """Images per micro-batch that still fit on one GPU, up to `limit`; 0 if not even one does. A whole step has to run.
 
     Raises:
         ValueError: `device` has no memory of its own to fill.
@@ -141,7 +148,7 @@ def largest_micro_batch(setup: StepSetup, device: torch.device, way: Way = "ours
     if device.type != "cuda":
         raise ValueError("--find-micro-batch fills a GPU's memory; there is none here")
     try:
-        with step_of(setup, way, device) as step:
+        with step_of(setup, way, Mesh(device)) as step:
             return largest(lambda batch: fits(step, step.inputs, batch), limit)
     except torch.OutOfMemoryError:
         return 0
@@ -149,7 +156,7 @@ def largest_micro_batch(setup: StepSetup, device: torch.device, way: Way = "ours
 
 def fits(step: Step, draw: Callable[[int, int], Inputs], batch: int) -> bool:
     try:
-        step.run(draw(batch, 0))
+        step.run([draw(batch, 0)])
         synchronize(step.device)
         return True
     except torch.OutOfMemoryError:
@@ -171,15 +178,21 @@ def largest(fits_: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def settings(setup: StepSetup) -> dict[str, Any]:
-    """For the record: what was stepped, with every setting of model, optimizer and engine."""
+def settings(setup: StepSetup, way: Way, benchmark: str = "step", more: Sequence[str] = ()) -> dict[str, Any]:
+    """`Row.settings` of a step, or of a benchmark that needs one and depends on `more` of the configuration.
+
+    Raises:
+        ValueError: the setup is none, or has settings that neither depends on.
+    """
+    setup = as_way(setup, way)
+    sections = (*SECTIONS, *more)
+    check_relevant(benchmark, setup.overrides, sections)
     config = setup.config()
+    check_parallel(setup, config.parallel)
     return {
-        "model": setup.model,
-        "batch": setup.batch,
+        "kernels": way,
         "tokens": setup.dit(config).num_tokens,
         "with_llm": setup.with_llm,
-        "overrides": list(setup.overrides),
-        "sections": {name: getattr(config, name).model_dump(mode="json") for name in ("model", "optim", "engine")},
-        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "text_tokens": setup.text_tokens if setup.with_llm else None,
+        "config": config_sections(config, sections),
     }

@@ -39,16 +39,23 @@ def summary(seconds: Sequence[float]) -> Timing:
 
 def measure(work: Sequence[Work], device: torch.device, *, repeats: int = 30, warm_up: int = 5) -> Timing:
     """Time of one call. work: the same on different inputs, called in turn, so that no input is found in the cache."""
+    return summary(seconds_of(work, device, repeats=repeats, warm_up=warm_up))
+
+
+def seconds_of(
+    work: Sequence[Work], device: torch.device, *, repeats: int, warm_up: int, before: Work = lambda: None
+) -> list[float]:
+    """Each call's time on the device, as `measure` takes it. before: called, untimed, ahead of every timed call."""
     turns = cycle(work)
     for each in islice(turns, max(warm_up, len(work))):
         each()
     synchronize(device)
     timed = time_on_gpu if device.type == "cuda" else time_on_host
-    return summary(list(timed(islice(turns, repeats))))
+    return list(timed(islice(turns, repeats), before))
 
 
-def measure_blocking(work: Sequence[Work], device: torch.device, *, repeats: int, warm_up: int) -> Timing:
-    """Time by the host's clock of something that waits for the device itself: what a user waits for."""
+def seconds_waited(work: Sequence[Work], device: torch.device, *, repeats: int, warm_up: int) -> list[float]:
+    """Each call's time by the host's clock, for what waits for the device itself: what a user waits for."""
     for each in islice(cycle(work), max(1, warm_up)):
         each()
     seconds = []
@@ -58,13 +65,14 @@ def measure_blocking(work: Sequence[Work], device: torch.device, *, repeats: int
         each()
         synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return summary(seconds)
+    return seconds
 
 
-def time_on_gpu(work: Iterator[Work]) -> Iterator[float]:
+def time_on_gpu(work: Iterator[Work], before: Work) -> Iterator[float]:
     """By events, every region queued behind a pause."""
     pairs = []
     for each in work:
+        before()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(HEAD_START_CYCLES)
         start.record()
@@ -76,8 +84,9 @@ def time_on_gpu(work: Iterator[Work]) -> Iterator[float]:
     return iter([start.elapsed_time(end) / 1e3 for start, end in pairs])
 
 
-def time_on_host(work: Iterator[Work]) -> Iterator[float]:
+def time_on_host(work: Iterator[Work], before: Work) -> Iterator[float]:
     for each in work:
+        before()
         started = time.perf_counter()
         each()
         yield time.perf_counter() - started

@@ -1,13 +1,14 @@
-"""`rae-scale bench`."""
+"""`rae-scale bench`, and its commands for operators."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rae_scale.cli import bench_parts, bench_steps
+from rae_scale.cli.bench_options import Against, Repeats, Small
 from rae_scale.cli.options import Device
 
 if TYPE_CHECKING:
@@ -15,21 +16,8 @@ if TYPE_CHECKING:
 
     from rae_scale.bench.reports import Report
 
-app = typer.Typer(no_args_is_help=True, help="Measure operations, attention and training steps on this machine.")
-
-
-class Alternative(StrEnum):  # typer takes no list of a Literal
-    eager = "eager"
-    compile = "compile"
-
-
-Against = Annotated[
-    list[Alternative] | None,
-    typer.Option(help="Also the reference operations: call by call, or under torch.compile; repeat for both."),
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results as JSON and markdown.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Timed runs; the median and the spread are reported.")]
-Small = Annotated[bool, typer.Option("--small", help="Skip measuring the ceilings properly: only to see it run.")]
+app = typer.Typer(no_args_is_help=True, help="Measure on this machine: operations, training steps and the rest.")
+Files = Annotated[Path | None, typer.Option("--out", help="Folder for the results as JSON and markdown.")]
 
 
 @app.command("kernels")
@@ -41,7 +29,7 @@ def kernels(
     only: Annotated[list[str] | None, typer.Option(help="Operations to run; repeat for more. Default: all.")] = None,
     repeats: Repeats = 30,
     small: Small = False,
-    out: Out = None,
+    out: Files = None,
     device: Device = "auto",
 ) -> None:
     """Errors, reproducibility and bandwidth of every memory-bound operation, forward and backward."""
@@ -68,7 +56,7 @@ def attention(
     tokens: Annotated[list[int] | None, typer.Option(min=1, help="Per image; repeat. Default: 256 to 4096.")] = None,
     total_tokens: Annotated[int, typer.Option(min=1, help="Of all images of a batch.")] = 16384,
     repeats: Repeats = 20,
-    out: Out = None,
+    out: Files = None,
     device: Device = "auto",
 ) -> None:
     """Every backend of scaled_dot_product_attention, forward and backward."""
@@ -86,46 +74,12 @@ def attention(
     show(found, out)
 
 
-@app.command("step")
-def step(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as engine.precision=fp32.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="A named DiT (`rae-scale model list`).")] = "dit-2.4b",
-    batch: Annotated[int, typer.Option(min=1, help="Images per step, in one micro-batch.")] = 64,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Per image, a square; default: the model's.")] = None,
-    with_llm: Annotated[bool, typer.Option("--with-llm", help="Train the language model too.")] = False,
-    llm: Annotated[str, typer.Option(help="A named language model.")] = "qwen2.5-1.5b",
-    text_tokens: Annotated[int, typer.Option(min=2, help="Of each caption, with --with-llm.")] = 128,
-    against: Against = None,
-    find_micro_batch: Annotated[
-        bool, typer.Option("--find-micro-batch", help="Also find the largest micro-batch that fits.")
-    ] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Also where the time goes; needs --out.")] = False,
-    peak_tflops: Annotated[float | None, typer.Option(help="Dense bf16 peak of a GPU that is not listed.")] = None,
-    repeats: Repeats = 10,
-    small: Small = False,
-    out: Out = None,
-    device: Device = "auto",
-) -> None:
-    """A training step on random data: forward, backward and optimizer of the DiT, alone or with its language model."""
-    from rae_scale.bench.setup import StepSetup
-    from rae_scale.bench.step_report import bench_step
-
-    if profile and out is None:
-        raise ValueError("--profile writes a trace: say where with --out FOLDER")
-    setup = StepSetup(model, batch, tokens, with_llm, llm, text_tokens, tuple(overrides or ()))
-    found = bench_step(
-        setup,
-        chosen_device(device),
-        against=[each.value for each in against or ()],
-        repeats=repeats,
-        peak_tflops=peak_tflops,
-        find_micro_batch=find_micro_batch,
-        trace=out / "trace.json" if profile and out is not None else None,
-        small=small,
-    )
-    show(found, out)
+app.command("step")(bench_steps.step)
+app.command("scaling")(bench_steps.scaling)
+app.command("data")(bench_parts.data)
+app.command("comm")(bench_parts.comm)
+app.command("checkpoint")(bench_parts.checkpoint)
+app.command("sample")(bench_parts.sample)
 
 
 def heads_and_dim(text: str) -> tuple[int, int]:

@@ -86,3 +86,30 @@ def export(
     from rae_scale.infer.export import export as export_checkpoint
 
     print(export_checkpoint(checkpoint, out, weights=weights, dtype=dtype, prefixes=only))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="Checkpoint of any format (the format is recognised), or run folder.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+    kind: Annotated[
+        Literal["weight", "ema", "exp_avg", "exp_avg_sq"] | None,
+        typer.Option(help="Compare this kind alone. Default: every kind that both have."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Run file with the model's settings, where neither checkpoint has them.")
+    ] = None,
+) -> None:
+    """Compare two checkpoints tensor by tensor; exit status 1 if they differ."""
+    from rae_scale.config import load_config
+    from rae_scale.convert.diff import diff as compare
+
+    found = compare(
+        a, b, kinds=None if kind is None else [kind], config=None if config is None else load_config(config)
+    )
+    for line in (*found.remarks, *found.differences):
+        print(line)
+    print(f"{found.tensors:,} tensors ({', '.join(found.kinds)}) of {found.elements:,} elements: ", end="")
+    print(f"{len(found.differences):,} differ" if found.differences else "no difference")
+    if found.differences:
+        raise typer.Exit(1)

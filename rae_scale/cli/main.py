@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rae_scale.cli import bench, checkpoint, data, evaluate, model, reconstruct, sample, train
+from rae_scale.cli import bench, checkpoint, convert, data, evaluate, model, reconstruct, sample, train, web
 
 TRACEBACK_VARIABLE = "RAE_TRACEBACK"
 
@@ -17,6 +17,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)
+app.command("web")(web.web)
+app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
 app.add_typer(model.app, name="model")
 app.add_typer(evaluate.app, name="eval")

@@ -19,7 +19,9 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="Run folder (its newest checkpoint), checkpoint, or export.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Run folder (its newest checkpoint), checkpoint, export, or shared folder.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for pictures and samples.jsonl, or one picture file.")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="What to draw; repeat for more.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="Text file with one prompt per line.")] = None,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rae_scale.engines.base import Kind
 from rae_scale.parallel.boxes import Box
+from rae_scale.state.weights import WeightKind
 
 Naming = Literal["native", "official", "official-decoder", "diffusers-decoder", "llm"]
 """Whose names and shapes: ours; the Scale-RAE release's; the RAE decoder's; diffusers' AutoencoderRAE's; a bare
@@ -37,12 +38,16 @@ class Facts:
     config:  our settings, as a tree (`rae_scale.config.parse_config` reads it).
     foreign: the format's own settings, such as the config.json beside official weights.
     step:    how many steps were trained.
+    weights: which weights its kind "weight" is: the raw ones, or their moving average alone.
+    state:   what the training loop had put beside the tensors, as `state.read_state` returns it.
     """
 
     config: Mapping[str, Any] | None = None
     foreign: Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
     optimizer_step: int | None = None
+    weights: WeightKind | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -242,6 +242,12 @@ def zero3_gathers(
     coordinator = Coordinator(root, numels, frozen, limits)
     # `step` gathers what persists; it lets go of everything else.
     coordinator.whole = set(coordinator.persistent)
-    for _ in range(micro_steps):
+    for left in reversed(range(micro_steps)):
+        before, whole = coordinator.gathers.copy(), coordinator.whole.copy()
         coordinator.micro_step()
+        if coordinator.whole == whole:
+            # What is whole at its start decides all that a micro-step gathers: those that are left do the same.
+            for name, count in (coordinator.gathers - before).items():
+                coordinator.gathers[name] += left * count
+            break
     return coordinator.gathers + Counter(dict.fromkeys(coordinator.persistent, 1))

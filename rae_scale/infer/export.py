@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from rae_scale.config.paths import resolve_paths
+from rae_scale.convert.convert import convert
 from rae_scale.infer.load import STATE_KIND, Weights, find_checkpoint, stored_config
 from rae_scale.models.encoders import build_encoder
 from rae_scale.models.encoders.siglip_demo import SiglipDemoEncoder
-from rae_scale.state import CheckpointError, export_weights, read_weights
+from rae_scale.state import CheckpointError, read_weights
 from rae_scale.train.parts import load_weights
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VISION = "vision."  # the part of stage `encoder` that outlives it; the rest only trains it
 
 
@@ -38,7 +36,7 @@ def export(
     checkpoint, out = find_checkpoint(path), Path(out)
     config = stored_config(checkpoint)
     if config.stage != "encoder":
-        return export_weights(checkpoint, out, STATE_KIND[weights], prefixes, DTYPES[dtype])
+        return convert(checkpoint, out, "native", weights=STATE_KIND[weights], dtype=dtype, only=prefixes).out
     if out.exists():
         raise CheckpointError(f"{out} exists; export into a new folder, or remove that one first")
     # With its path: a run that began from an encoder of other sizes has trained one of these.

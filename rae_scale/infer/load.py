@@ -10,6 +10,7 @@ import yaml
 
 from rae_scale.config import Config, ConfigError, parse_config
 from rae_scale.config.schema import EncoderConfig
+from rae_scale.infer.published import MODEL_TYPE, is_published, model_type, published_config
 from rae_scale.models.encoders import FrozenEncoder, build_encoder
 from rae_scale.state import CheckpointError, latest_checkpoint, read_state
 from rae_scale.state.format import CONFIG, MANIFEST, STATE
@@ -23,7 +24,7 @@ PUBLISHED_ENCODERS = ("siglip2-so400m", "webssl-l")
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint or exported folder `path`, or the newest checkpoint of the run folder `path`.
+    """The checkpoint, exported or shared folder `path`, or the newest checkpoint of the run folder `path`.
 
     Raises:
         CheckpointError: it is none of these.
@@ -33,11 +34,22 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     newest = latest_checkpoint(path)
     if newest is None:
+        check_kind(path)
         what = "has no complete checkpoint yet" if path.is_dir() else "does not exist"
         raise CheckpointError(
             f"{path} {what}; give a run folder that has saved one, a checkpoint folder (step-...) or an exported folder"
         )
     return newest
+
+
+def check_kind(folder: Path) -> None:
+    """Raise CheckpointError, with what to do, if the folder's config.json says that it is none of ours."""
+    found = model_type(folder)
+    if found not in (None, MODEL_TYPE):
+        raise CheckpointError(
+            f"{folder} holds a model of type {found!r} (its config.json), not one of rae-scale's; if it is an official "
+            f"Scale-RAE checkpoint, convert it once: `rae-scale convert {folder} OUT --to hf --decoder DECODER`"
+        )
 
 
 def stored_config(checkpoint: Path) -> Config:
@@ -46,6 +58,9 @@ def stored_config(checkpoint: Path) -> Config:
     Raises:
         ConfigError: they are missing, or this release does not know them.
     """
+    if is_published(checkpoint):
+        return published_config(checkpoint)
+    check_kind(checkpoint)
     if (checkpoint / STATE).is_file():
         origin, tree = checkpoint / STATE, read_state(checkpoint).get("config")
     else:

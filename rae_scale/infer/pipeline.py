@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
@@ -32,6 +32,8 @@ from rae_scale.train.sampling import prompt_batch, sample_latents
 # does not depend on its place among the others.
 NOISE_SEED = 0
 
+Precision = Literal["float32", "bfloat16"] | None
+
 
 class TextToImage:
     """A trained model ready to draw. `from_checkpoint` makes one."""
@@ -43,13 +45,18 @@ class TextToImage:
         chat: ChatTokenizer,
         config: Config,
         image_size: int,
+        *,
+        bf16: bool,
     ) -> None:
-        """decode: latents [B, T, C] to pixels [B, 3, image_size, image_size] in [0, 1], on the model's device."""
+        """decode: latents [B, T, C] to pixels [B, 3, image_size, image_size] in [0, 1], on the model's device.
+
+        bf16: matrix products and attention in bfloat16, whatever the weights are kept in."""
         self.model = model.eval().requires_grad_(False)
         self.decode = decode
         self.chat = chat
         self.config = config
         self.image_size = image_size
+        self.bf16 = bf16
         self.device = next(model.parameters()).device
         self.alpha = resolve_alpha(config.flow, model.dit.cfg.num_tokens * model.dit.cfg.in_channels)
 
@@ -61,12 +68,15 @@ class TextToImage:
         weights: Weights = None,
         decoder: str | Path | None = None,
         device: str = "auto",
+        dtype: Precision = None,
     ) -> TextToImage:
-        """Load the model of a run folder (its newest checkpoint), a checkpoint or an exported folder.
+        """Load the model of a run folder (its newest checkpoint), a checkpoint, an exported or a shared folder.
 
         weights: "ema", "raw", or None for the moving average where there is one.
         decoder: folder of decoder weights, in place of the run's `model.decoder.path`.
         device: auto, cpu or cuda.
+        dtype: "bfloat16" keeps the language model and the DiT in bfloat16 and computes in it, "float32" both in
+            float32. None keeps float32, and computes on a GPU in the run's `engine.precision`, elsewhere in float32.
 
         Raises:
             ValueError: there is no checkpoint, it lacks what is asked for, it does not generate, or nothing decodes.
@@ -91,7 +101,11 @@ class TextToImage:
         model = build_scale_rae(named, encoder.channels, encoder.num_tokens, len(tokenizer))
         load_weights(model, read_weights(checkpoint, STATE_KIND[weights]), str(checkpoint))
         chat = ChatTokenizer(tokenizer, encoder.num_tokens, config.data.max_seq_len)
-        return cls(model.to(torch_device), decode, chat, config, encoder.image_size)
+        if dtype == "bfloat16":
+            round_parameters(model)
+        as_trained = torch_device.type == "cuda" and config.engine.precision == "bf16"
+        bf16 = dtype == "bfloat16" or (dtype is None and as_trained)
+        return cls(model.to(torch_device), decode, chat, config, encoder.image_size, bf16=bf16)
 
     def sampler(self, **changes: Any) -> SamplerConfig:
         """The run's sampler settings with those of `changes` that are not None."""
@@ -124,11 +138,18 @@ class TextToImage:
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplerConfig) -> NDArray[np.uint8]:
         batch = prompt_batch(self.chat, prompts, self.config.data.prompt_template, self.image_size)
         batch = replace(batch, sample_index=torch.tensor(list(seeds), dtype=torch.int64)).to(self.device)
-        bf16 = self.device.type == "cuda" and self.config.engine.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             latents = sample_latents(self.model, batch, sampler, alpha=self.alpha, seed=NOISE_SEED)
             pixels = self.decode(latents)
         return to_uint8(pixels)
+
+
+@torch.no_grad()
+def round_parameters(model: nn.Module) -> None:
+    """Parameters to bfloat16, in place. Tables of sines and the time embedding's frequencies stay as exact as they are:
+    they are constants of a few kilobytes, and a rounded frequency is another model."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
 
 
 def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rae_scale.config.schema import ModelConfig
+from rae_scale.config.schema import LLMConfig, ModelConfig
 from rae_scale.models.conditioner import Conditioner
 from rae_scale.models.dit import DiT
 from rae_scale.models.llm_zoo import build_llm
-from rae_scale.models.official import load_official
+from rae_scale.models.official import OfficialTensor, load_official, official_tensors
 from rae_scale.models.packing import TextLayout
 from rae_scale.models.tokens import AllTokens, Tokens
 from rae_scale.models.zoo import build_dit
@@ -112,11 +112,17 @@ def group_of(parameter_name: str) -> str:
     return GROUP_OF_PART[part]
 
 
-def build_scale_rae(cfg: ModelConfig, encoder_channels: int, num_tokens: int, tokenizer_vocab: int | None) -> ScaleRAE:
+def build_scale_rae(
+    cfg: ModelConfig,
+    encoder_channels: int,
+    num_tokens: int,
+    tokenizer_vocab: int | None,
+    language_model: Callable[[LLMConfig, int | None], Any] = build_llm,
+) -> ScaleRAE:
     """Build the model that `cfg` names, its random weights a function of torch's seed.
 
     encoder_channels, num_tokens: C and T of the encoder's latents. tokenizer_vocab: length of the tokenizer, which
-    becomes the number of embedding rows; None keeps the language model's own.
+    becomes the number of embedding rows; None keeps the language model's own. language_model: what builds that.
     With `cfg.llm.train` off, the language model and the user projector are frozen; queries, connector and DiT train
     (the release's DiT-only finetuning). Works under `torch.device("meta")`.
 
@@ -125,7 +131,7 @@ def build_scale_rae(cfg: ModelConfig, encoder_channels: int, num_tokens: int, to
     """
     dit = build_dit(cfg)
     check_latents(cfg, dit, encoder_channels, num_tokens)
-    llm = build_llm(cfg.llm, tokenizer_vocab)
+    llm = language_model(cfg.llm, tokenizer_vocab)
     conditioner = Conditioner(llm, num_queries=num_tokens, user_channels=encoder_channels, mask=cfg.llm.mask)
     if not cfg.llm.train:
         conditioner.llm.requires_grad_(False)
@@ -190,6 +196,22 @@ def our_name(official_name: str) -> str:
         if official_name.startswith(theirs):
             return ours + official_name.removeprefix(theirs)
     return official_name
+
+
+def official_t2i_tensors(model: ScaleRAE) -> Iterator[OfficialTensor]:
+    """Every tensor of an official text-to-image checkpoint, as a view of the model's parameter or constant. A tied
+    output layer is spelled out, as the release does."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not name.startswith("dit."):
+            yield OfficialTensor(official_name(name), parameter, tuple(parameter.shape))
+    for entry in official_tensors(model.dit):
+        yield entry._replace(name=OFFICIAL_DIT + entry.name)
+
+
+def official_name(our_name: str) -> str:
+    """The inverse of `our_name`, for every part but the DiT."""
+    theirs, ours = next(pair for pair in OFFICIAL_PREFIXES if our_name.startswith(pair[1]))
+    return theirs + our_name.removeprefix(ours)
 
 
 def check_tied(state: Mapping[str, Tensor]) -> None:

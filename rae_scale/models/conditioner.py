@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rae_scale import ops
+from rae_scale.models.packed_llm import OutputLayer, run_packed
 from rae_scale.models.packing import (
     IGNORE_LABEL,
     TextLayout,
@@ -63,12 +64,14 @@ class Conditioner(nn.Module):
         user_channels: int,
         mask: Literal["causal", "query-block"] = "causal",
     ) -> None:
-        # Importing transformers takes seconds, and who gives a model has paid for it.
-        from rae_scale.models.qwen2 import use_our_operations
-
         super().__init__()
         hidden_size = llm.config.hidden_size
-        self.llm = use_our_operations(llm)
+        if not isinstance(llm.lm_head, OutputLayer):
+            # Importing transformers takes seconds, and who gives a model of its has paid for it.
+            from rae_scale.models.qwen2 import use_our_operations
+
+            use_our_operations(llm)
+        self.llm = llm
         self.mask = mask
         self.tokens: Tokens = AllTokens()
         self.cross_entropy: CrossEntropy = ops.cross_entropy_sum
@@ -96,8 +99,6 @@ class Conditioner(nn.Module):
         labels:         int64 [B, L] aligned with `input_ids`, -100 where nothing is to be learned; None: no text loss.
         layout:         `TextLayout.of(attention_mask, labels)`; None asks the device, which makes the host wait for it.
         """
-        from rae_scale.models.qwen2 import run_packed
-
         layout = layout or TextLayout.of(attention_mask, labels)
         text = pack(attention_mask, layout, self.tokens)
         embeds = self.llm.model.embed_tokens(text.take(input_ids))

@@ -71,14 +71,25 @@ class Cost:
 
 
 class LanguageModelShape(Protocol):
-    """What transformers calls the dimensions of a Qwen2 model."""
+    """What transformers calls the dimensions of a Qwen2 model. Properties, so that frozen dataclasses fit."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def intermediate_size(self) -> int: ...
+
+    @property
+    def num_hidden_layers(self) -> int: ...
+
+    @property
+    def num_attention_heads(self) -> int: ...
+
+    @property
+    def num_key_value_heads(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
 
 def linear(tokens: float, in_features: float, out_features: float) -> Cost:

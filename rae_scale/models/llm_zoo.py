@@ -69,9 +69,7 @@ def build_llm(cfg: LLMConfig, tokenizer_vocab: int | None) -> Qwen2ForCausalLM:
     """
     from transformers import Qwen2ForCausalLM
 
-    if cfg.name not in LLM_ZOO:
-        raise ValueError(f"model.llm.name={cfg.name!r} is not a named language model; choose {', '.join(LLM_ZOO)}")
-    spec = LLM_ZOO[cfg.name]
+    spec = named_llm(cfg)
     if cfg.path is None or torch.get_default_device().type == "meta":
         return Qwen2ForCausalLM(spec.to_qwen2(tokenizer_vocab))
     llm = from_pretrained(
@@ -85,6 +83,13 @@ def build_llm(cfg: LLMConfig, tokenizer_vocab: int | None) -> Qwen2ForCausalLM:
     if tokenizer_vocab is not None:
         resize_vocabulary(llm, tokenizer_vocab)
     return llm
+
+
+def named_llm(cfg: LLMConfig) -> LLMSpec:
+    """The dimensions of `cfg.name`; ValueError if there is no such name."""
+    if cfg.name not in LLM_ZOO:
+        raise ValueError(f"model.llm.name={cfg.name!r} is not a named language model; choose {', '.join(LLM_ZOO)}")
+    return LLM_ZOO[cfg.name]
 
 
 def check_size(llm: Qwen2ForCausalLM, spec: LLMSpec, cfg: LLMConfig) -> None:

@@ -42,7 +42,7 @@ def from_official(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     model: DiT | ViTDecoder
     with torch.device("meta"):  # the weights are about to be overwritten: drawing random ones takes minutes at 9.8B
         if "decoder_hidden_size" in config:
-            model = ViTDecoder(_decoder_config(config))
+            model = ViTDecoder(decoder_config(config))
         else:
             model = DiT(_dit_config(state_dict, config))
     model.to_empty(device="cpu")
@@ -205,7 +205,8 @@ def _grid_size(state_dict: Mapping[str, Tensor]) -> int:
     return math.isqrt(state_dict["pos_embed"].shape[1])
 
 
-def _decoder_config(config: Mapping[str, Any]) -> ViTDecoderConfig:
+def decoder_config(config: Mapping[str, Any]) -> ViTDecoderConfig:
+    """The decoder of an official config.json. ValueError names a setting that is missing or unknown here."""
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"hidden_act={config['hidden_act']!r}: the RAE decoders use 'gelu', the only one known here")
     return ViTDecoderConfig(

@@ -1,13 +1,10 @@
-"""transformers' Qwen2 by our operations, and on packed sequences: all tokens of a batch in one run without padding, and
-attention within each sequence.
+"""transformers' Qwen2 by our operations, and on packed sequences (`models/packed_llm.py`).
 
-Letters: P tokens of the run at hand, N in all, H heads of queries, Hk of keys and values, D channels of a head, B
-sequences of L tokens at most.
+Letters: P tokens of the run at hand, H heads of queries, Hk of keys and values, D channels of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,16 +14,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 
 from rae_scale import ops
+from rae_scale.models.packed_llm import OutputLayer, packed_attention
 
 ATTENTION = "rae_scale_packed"
 """Under this name transformers' attention interface finds ours."""
-
-LogitsLoss = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""(layer that makes logits of hidden states, hidden states) -> loss."""
-
-PackedAttention = Callable[[Tensor, Tensor, Tensor, ops.Sequences, Tensor | None, float], Tensor]
-"""q [1, P, H, D], k and v [1, P, Hk, D], sequences of N tokens, mask bool [B, L, L] or None for causal, scale ->
-[1, P, H, D]."""
 
 
 class Norm(Qwen2RMSNorm):
@@ -39,17 +30,6 @@ class Norm(Qwen2RMSNorm):
 class FeedForward(Qwen2MLP):
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(ops.swiglu_pair(self.gate_proj(x), self.up_proj(x)))
-
-
-class OutputLayer(nn.Linear):
-    """The linear layer from hidden states to logits, which can also be asked for what is made of them."""
-
-    def forward(self, hidden: Tensor, loss: LogitsLoss | None = None) -> Tensor:
-        """Logits [..., V] of `hidden` [..., C]; with `loss`, what that gives for the layer's product and `hidden`.
-
-        Inside of the call, however often it asks for the product: engines gather a layer's weight once for each call.
-        """
-        return super().forward(hidden) if loss is None else loss(super().forward, hidden)
 
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {Qwen2RMSNorm: Norm, Qwen2MLP: FeedForward}
@@ -79,25 +59,6 @@ def use_our_operations(llm: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
     return llm
 
 
-def run_packed(
-    model: nn.Module, embeds: Tensor, positions: Tensor, sequences: ops.Sequences, mask: Tensor | None = None
-) -> Tensor:
-    """The last hidden states [P, hidden] of a Qwen2Model for the tokens `embeds` [P, hidden] of packed `sequences`.
-
-    positions: int64 [P], each token's place in its sequence, for the rotary embedding.
-    mask: bool [B, L, L], which place of a sequence sees which; None is causal.
-    """
-    output = model(
-        inputs_embeds=embeds[None],
-        # As a mapping it is used as it is; otherwise transformers would make a mask of [N, N].
-        attention_mask={"full_attention": mask},
-        position_ids=positions[None],
-        use_cache=False,
-        sequences=sequences,
-    )
-    return output.last_hidden_state[0]
-
-
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
@@ -108,11 +69,3 @@ def attention_forward(
     # Rotary embedding leaves queries and keys in the type of the residual stream; inside autocast values have its type.
     q, k, v = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
     return module.packed_attention(q, k, v, sequences, attention_mask, kwargs["scaling"]), None
-
-
-def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, sequences: ops.Sequences, mask: Tensor | None, scale: float
-) -> Tensor:
-    """`PackedAttention` where all tokens and heads are at hand."""
-    out = ops.varlen_attention(q[0], k[0], v[0], sequences, is_causal=mask is None, attn_mask=mask, scale=scale)
-    return out[None]

@@ -7,6 +7,7 @@ layers, slices their weights and knows from here how to put checkpoints together
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,14 @@ class Rule:
     kind: LayerKind
     groups: int = 1
     feeds_split: bool = False
+
+    def split_dim(self, parameter: str) -> int | None:
+        """The dimension along which the layer's "weight" or "bias" is split; None: every rank holds all of it."""
+        if self.kind in ("whole", "shared-norm"):
+            return None
+        if self.kind in ("scatter-row", "sum-row"):
+            return 1 if parameter == "weight" else 0 if self.kind == "scatter-row" else None
+        return 0
 
 
 Table = Mapping[str, Rule]
@@ -101,3 +110,14 @@ SCALE_RAE: Table = {
 
 TABLES: Mapping[str, Table] = {"ScaleRAE": SCALE_RAE}
 """Of the models that can be split, by the name of their class."""
+
+
+def rule_of(parameter: str, table: Table) -> Rule | None:
+    """The rule of the layer that a parameter, by its full name, belongs to; None if the table says nothing of it."""
+    name = parameter
+    while name:
+        for pattern, rule in table.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return rule
+        name = name.rpartition(".")[0]
+    return None

@@ -25,6 +25,7 @@ from rae_kernels import (
     swiglu,
     swiglu_into,
     swiglu_pair,
+    traffic,
     use,
     varlen_attention,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "swiglu",
     "swiglu_into",
     "swiglu_pair",
+    "traffic",
     "use",
     "varlen_attention",
 ]

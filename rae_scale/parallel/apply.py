@@ -128,17 +128,14 @@ def twin(layer: nn.Module, rule: Rule, place: Place, mesh: Mesh) -> nn.Module:
     """The tensor-parallel twin of a layer, with this rank's part of its parameters."""
     group = mesh.tp_group
     assert group is not None
+    weight = place(layer.weight, rule.split_dim("weight"), rule.groups)
     if rule.kind == "norm":
-        return NORM_TWINS[type(layer)](place(layer.weight, 0, 1), group, len(layer.weight))
+        return NORM_TWINS[type(layer)](weight, group, len(layer.weight))
     if rule.kind == "shared-norm":
-        return tensor.SharedHeadNorm(place(layer.weight, None, 1), group)
+        return tensor.SharedHeadNorm(weight, group)
     if rule.kind == "embedding":
-        return tensor.VocabularyEmbedding(place(layer.weight, 0, 1), group, layer.num_embeddings)
-    by_rows = rule.kind in ("scatter-row", "sum-row")
-    weight = place(layer.weight, 1 if by_rows else 0, rule.groups)
-    bias = None
-    if layer.bias is not None:
-        bias = place(layer.bias, None if rule.kind == "sum-row" else 0, rule.groups)
+        return tensor.VocabularyEmbedding(weight, group, layer.num_embeddings)
+    bias = None if layer.bias is None else place(layer.bias, rule.split_dim("bias"), rule.groups)
     return LINEAR_TWINS[rule.kind](weight, bias, group)
 
 

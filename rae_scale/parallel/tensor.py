@@ -19,7 +19,7 @@ from rae_scale.parallel.collectives import Sum, SumBoth, SumGradient, in_autocas
 from rae_scale.parallel.tensor_linear import CopiedLinear, GatheredLinear, ScatteredLinear
 
 if TYPE_CHECKING:
-    from rae_scale.models.qwen2 import LogitsLoss
+    from rae_scale.models.packed_llm import LogitsLoss
 
 
 class ParallelLinear(nn.Module):
@@ -43,7 +43,7 @@ class CopyColumnLinear(ParallelLinear):
     """Output channels are split; the input is whole, and its gradient is summed here."""
 
     def forward(self, x: Tensor, loss: LogitsLoss | None = None) -> Tensor:
-        """`loss` as `models.qwen2.OutputLayer` takes it."""
+        """`loss` as `models.packed_llm.OutputLayer` takes it."""
         return self.product(x) if loss is None else loss(self.product, x)
 
     def product(self, x: Tensor) -> Tensor:

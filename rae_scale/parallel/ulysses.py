@@ -21,7 +21,7 @@ from rae_scale.models.blocks import AttentionFn
 from rae_scale.parallel.collectives import AllToAll, ReduceScatter, start_all_gather, wait
 
 if TYPE_CHECKING:
-    from rae_scale.models.qwen2 import PackedAttention
+    from rae_scale.models.packed_llm import PackedAttention
 
 
 class TokenSlice:
@@ -101,8 +101,8 @@ class PackedUlyssesAttention:
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, sequences: ops.Sequences, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """`models.qwen2.PackedAttention`. Which of this rank's key heads a query head reads follows from their numbers,
-        as without slices."""
+        """`models.packed_llm.PackedAttention`. Which of this rank's key heads a query head reads follows from their
+        numbers, as without slices."""
         q, k, v = heads_for_tokens([q, k, v], self.group)
         return tokens_for_heads(self.attention(q, k, v, sequences, mask, scale), self.group)
 

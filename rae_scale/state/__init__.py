@@ -1,6 +1,5 @@
 """Checkpoints that any engine writes and any engine reads, and the weights in them."""
 
-from rae_scale.state.export import export_weights
 from rae_scale.state.format import CheckpointError
 from rae_scale.state.load import latest_checkpoint, load_checkpoint, read_state
 from rae_scale.state.recover import intact_checkpoint
@@ -13,7 +12,6 @@ __all__ = [
     "CheckpointError",
     "Retention",
     "Saver",
-    "export_weights",
     "intact_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",

@@ -31,24 +31,24 @@ class TensorToWrite:
     fetch: Callable[[], Iterable[Tensor]]
 
 
-def write_tensors(path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]) -> str:
-    """Write a safetensors file, force it to disk, and return its xxh3-128. Holds one fetched part at a time."""
+def encode_header(forms: Iterable[tuple[str, tuple[int, ...], torch.dtype]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with if tensors of these keys, shapes and dtypes follow in this order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for tensor in tensors:
-        start, end = end, end + torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
-        header[tensor.key] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+    for key, shape, dtype in forms:
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    digest = xxhash.xxh3_128()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def write_tensors(path: Path, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file, force it to disk, and return its xxh3-128. Holds one fetched part at a time."""
+    header = encode_header(((tensor.key, tensor.shape, tensor.dtype) for tensor in tensors), metadata)
+    digest = xxhash.xxh3_128(header)
     with path.open("wb") as file:
-        for block in (struct.pack("<Q", len(encoded)), encoded):
-            digest.update(block)
-            file.write(block)
+        file.write(header)
         for tensor in tensors:
             written = 0
             for part in tensor.fetch():

@@ -11,24 +11,25 @@ from torch import Tensor
 
 from rae_scale.engines.base import Kind
 from rae_scale.parallel.boxes import whole
-from rae_scale.state.format import EXPORTED, INDEX, CheckpointError
+from rae_scale.state.format import EXPORTED, INDEX, CheckpointError, read_json
 from rae_scale.state.index import Index, read_index
 from rae_scale.state.load import check_files
 from rae_scale.state.read import PieceReader
 
 WeightKind = Literal["ema", "weight"]
+KIND_NAMES: dict[str, str] = {"ema": "moving average of the weights", "weight": "raw weights"}
 
 
 def read_weights(path: str | Path, kind: WeightKind | None = None, prefix: str | None = None) -> dict[str, Tensor]:
     """The tensors by name: float32 from a checkpoint, as stored from an exported folder.
 
     kind: "ema" for the moving average (a frozen parameter's weight is its own average), "weight" for the raw weights;
-    None takes the average if the run kept one. An exported folder has one kind, which was chosen when it was exported.
+    None takes the average if the run kept one. An exported folder has one kind, chosen when it was exported.
     prefix: only the names that begin with it, which is cut off: prefix="dit." gives a state dict for the DiT.
     Every file is compared with its hash first.
 
     Raises:
-        CheckpointError: files are missing or damaged, there is no moving average to take, or no name has the prefix.
+        CheckpointError: files are missing or damaged, it holds no weights of this kind, or no name has the prefix.
     """
     folder = Path(path)
     check_files(folder)
@@ -48,10 +49,25 @@ def read_checkpoint(folder: Path, kind: WeightKind | None, prefix: str) -> Itera
 
 
 def read_exported(folder: Path, kind: WeightKind | None, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(folder / EXPORTED, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            if name.startswith(prefix):
-                yield name.removeprefix(prefix), file.get_tensor(name)
+    for path in exported_files(folder):
+        with safe_open(path, framework="pt") as file:
+            held = (file.metadata() or {}).get("kind")
+            if kind is not None and held in KIND_NAMES and held != kind:
+                raise CheckpointError(
+                    f"{folder} holds the {KIND_NAMES[held]}, and you ask for the {KIND_NAMES[kind]}; take what is "
+                    "there (name no kind), or export the other from the checkpoint"
+                )
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if name.startswith(prefix):
+                    yield name.removeprefix(prefix), file.get_tensor(name)
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The one file of an export, or those that an index lists, as in folders made to be shared."""
+    index = folder / f"{EXPORTED}.index.json"
+    if not index.is_file():
+        return [folder / EXPORTED]
+    return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
 
 
 def read_whole(reader: PieceReader, kind: Kind, name: str) -> Tensor:

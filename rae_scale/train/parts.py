@@ -73,12 +73,7 @@ def build_decoder_stage(config: Config, device: torch.device) -> Parts:
 
 def build_encoder_stage(config: Config, device: torch.device) -> Parts:
     tokenizer = load_stage_tokenizer(config)
-    name = config.model.encoder.name
-    if name != "siglip-demo":
-        raise ValueError(
-            f"model.encoder.name={name!r} with stage=encoder: published encoders are used as they are, only the demo's "
-            "is trained; set model.encoder.name=siglip-demo"
-        )
+    check_trained_encoder(config)
     vision = load_siglip_demo(config.model.encoder.path)
     model = ContrastiveModel(vision, TextTowerConfig(vocab_size=len(tokenizer)))
     batches = CaptionBatches(vision.image_size, tokenizer, model.text.cfg.max_length)
@@ -119,6 +114,15 @@ def build_stage_decoder(config: Config, encoder: FrozenEncoder) -> ViTDecoder:
     if cfg.path is not None:
         load_weights(decoder, read_weights(cfg.path), f"model.decoder.path={cfg.path!r}")
     return decoder
+
+
+def check_trained_encoder(config: Config) -> None:
+    name = config.model.encoder.name
+    if name != "siglip-demo":
+        raise ValueError(
+            f"model.encoder.name={name!r} with stage=encoder: published encoders are used as they are, only the demo's "
+            "is trained; set model.encoder.name=siglip-demo"
+        )
 
 
 def check_same_images(config: Config, decoder: ViTDecoder, encoder: FrozenEncoder) -> None:

@@ -28,13 +28,13 @@ class Golden:
         return self.tensors[name]
 
 
+def read_golden(name: str) -> Golden:
+    with safe_open(GOLDEN_DIR / f"{name}.safetensors", "pt") as file:
+        names = list(file.keys())
+        return Golden(json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in names})
+
+
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
     """Read a golden file by its stem, for example `dit_tiny`."""
-
-    def read(name: str) -> Golden:
-        with safe_open(GOLDEN_DIR / f"{name}.safetensors", "pt") as file:
-            names = list(file.keys())
-            return Golden(json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in names})
-
-    return read
+    return read_golden

@@ -9,7 +9,8 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from rae_scale.models.llm_zoo import LLM_ZOO
-from rae_scale.models.qwen2 import FeedForward, Norm, OutputLayer, run_packed, use_our_operations
+from rae_scale.models.packed_llm import OutputLayer, run_packed
+from rae_scale.models.qwen2 import FeedForward, Norm, use_our_operations
 from rae_scale.ops import Sequences
 
 LENGTHS = [5, 1, 8]

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import xxhash
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rae_scale.engines import Engine
 from rae_scale.parallel import Mesh
-from rae_scale.state import CheckpointError, export_weights, read_weights, save_checkpoint
+from rae_scale.state import CheckpointError, read_weights, save_checkpoint
 from rae_scale.state.tensorfile import TensorToWrite, write_tensors
 
 FROZEN = "conditioner.projector.weight"
@@ -71,37 +69,6 @@ def test_damage_is_found(saved: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="is damaged"):
         read_weights(saved)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        export_weights(saved, saved.parent / "out")
-
-
-def test_an_exported_folder_stands_alone(saved: Path, engine: Engine, tmp_path: Path) -> None:
-    out = export_weights(
-        saved, tmp_path / "exports" / "dit", "ema", prefixes=["dit.", "connector."], dtype=torch.bfloat16
-    )
-    assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.yaml", "manifest.json"}
-    assert [path.name for path in out.parent.iterdir()] == ["dit"]
-    assert yaml.safe_load((out / "config.yaml").read_text()) == {"model": {"name": "toy"}}
-    expected = {
-        name: tensor.bfloat16()
-        for name, tensor in tensors(engine, "ema").items()
-        if name.startswith(("dit.", "connector."))
-    }
-    assert_same(load_file(out / "model.safetensors"), expected)
-    assert_same(read_weights(out), expected)
-    assert read_weights(out, prefix="connector.").keys() == {"weight", "bias"}
-    with safe_open(out / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "kind": "ema", "step": "2"}
-    for name, digest in json.loads((out / "manifest.json").read_text()).items():
-        assert xxhash.xxh3_128_hexdigest((out / name).read_bytes()) == digest
-
-
-def test_export_does_not_write_over_anything(saved: Path, tmp_path: Path) -> None:
-    out = export_weights(saved, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="out exists; export into a new folder"):
-        export_weights(saved, out)
-    with pytest.raises(CheckpointError, match=r"no tensor's name begins with any of \['unet.'\]"):
-        export_weights(saved, tmp_path / "other", prefixes=["unet."])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

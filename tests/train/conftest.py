@@ -31,11 +31,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 @pytest.fixture(scope="session")
 def decoder(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of decoder weights, as the decoder stage and the export make it."""
-    from rae_scale.state import export_weights, latest_checkpoint
+    from rae_scale.infer.export import export
     from rae_scale.train import train
 
     folder = tmp_path_factory.mktemp("decoder")
     train(world.config(folder / "run", stage="decoder", run__max_steps=1))
-    checkpoint = latest_checkpoint(folder / "run")
-    assert checkpoint is not None
-    return str(export_weights(checkpoint, folder / "weights"))
+    return str(export(folder / "run", folder / "weights"))
