@@ -144,7 +144,7 @@ def frozen_of(models: Sequence[ModelFile], stage: int, shared: Mapping[str, str]
     model, found = models[0], {}
     if model.frozen is None:
         trained = {name for shapes in model.groups for name in shapes}
-        rest = model.module.keys() - trained - set(model.buffers) - shared.keys() if stage < 3 else ()
+        rest = model.module.keys() - trained - shared.keys() if stage < 3 else ()
         return {name: in_one_piece(model.module[name]) for name in model.module if name in rest}
     for name, (shape, whole) in model.frozen.items():
         parts = [entry.frozen[name][1] for entry in models if entry.frozen is not None]

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from rae_scale.parallel.boxes import Box, whole
-from rae_scale.state.format import READ_BYTES, CheckpointError
+from rae_scale.state.format import CheckpointError
 
 MOST_OPEN = 256
+BLOCK_BYTES = 1 << 20  # small enough for a core's own cache
 AGAIN = "fetch or write it again"
 
 
@@ -76,16 +77,18 @@ class FileBytes:
         """At most `length` bytes from `position` on."""
         return os.pread(self.descriptor(), max(min(length, self.size - position), 0), self.start + position)
 
-    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` to `stop`, from a handle of its own: threads may do this at the same time."""
+    def blocks(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The bytes from `start` to `stop`, from a handle of its own: threads may do this at the same time. A block is
+        gone when the next one comes."""
         descriptor = os.dup(self.unpacked.fileno()) if self.unpacked else os.open(self.path, os.O_RDONLY)
+        buffer = memoryview(bytearray(min(BLOCK_BYTES, max(stop - start, 0))))
         try:
             while start < stop:
-                block = os.pread(descriptor, min(READ_BYTES, stop - start), self.start + start)
-                if not block:
+                count = os.preadv(descriptor, [buffer[: stop - start]], self.start + start)
+                if count == 0:
                     raise self.cut_off(start)
-                start += len(block)
-                yield block
+                start += count
+                yield buffer[:count]
         finally:
             os.close(descriptor)
 

@@ -83,7 +83,7 @@ class TorchFile:
 
     def check_byte_order(self) -> None:
         if "byteorder" in self.members:
-            order = b"".join(self.file.blocks(*self.extent("byteorder")))
+            order = self.bytes_of("byteorder")
             if order != b"little":
                 raise CheckpointError(
                     f"{self.path} has bytes in {order.decode(errors='replace')}-endian order, read here are "
@@ -96,10 +96,13 @@ class TorchFile:
         start, stop = self.extent("data.pkl")
         if stop - start > LARGEST_PICKLE:
             raise CheckpointError(f"{self.path}: its pickle has {stop - start} bytes, which no list of tensors needs")
-        data = b"".join(self.file.blocks(start, stop))
+        data = self.bytes_of("data.pkl")
         if zlib.crc32(data) != self.members["data.pkl"].CRC:
             raise self.damaged("data.pkl is not what was written")
         return data
+
+    def bytes_of(self, name: str) -> bytes:
+        return b"".join(map(bytes, self.file.blocks(*self.extent(name))))
 
     def extent(self, name: str) -> tuple[int, int]:
         """Where a member's bytes begin and end in the file."""

@@ -18,7 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,9 +34,11 @@ from rae_scale.convert.casts import CastErrors
 from rae_scale.convert.journal import FileRecord, Journal, Stretch
 from rae_scale.parallel.boxes import Box, whole
 from rae_scale.state.format import READ_BYTES, CheckpointError, file_hash, sync, sync_folder, temporary_folder
-from rae_scale.state.read import CHUNK_BYTES, chunks_of
+from rae_scale.state.read import chunks_of
 from rae_scale.state.tensorfile import TensorToWrite, encode_header
 
+# Of one part of a tensor. Memory of up to 32 MiB is used again, where more would be taken from the system each time.
+CHUNK_BYTES = 16 << 20
 STRETCH_BYTES = 64 << 20  # written between two lines of the journal, at least
 
 
@@ -115,14 +119,10 @@ class FolderWriter:
             stretch = StretchWriter(self, name, file, digest)
             if there == 0:
                 stretch.write(memoryview(header))
-            position = len(header)
-            for tensor in tensors:
-                for box in tensor.chunks():
-                    if position >= there:
-                        stretch.write(self.bytes_of(tensor, box))
-                        if stretch.length >= STRETCH_BYTES:
-                            stretch.note()
-                    position += box.numel * tensor.dtype.itemsize
+            for tensor, part in read_ahead(boxes_from(tensors, there - len(header))):
+                stretch.write(self.bytes_of(tensor, part))
+                if stretch.length >= STRETCH_BYTES:
+                    stretch.note()
             stretch.note()
         return self.finish_file(name, digest.hexdigest())
 
@@ -138,9 +138,8 @@ class FolderWriter:
                 record.done = None
         return path, record
 
-    def bytes_of(self, tensor: TensorOut, box: Box) -> memoryview:
-        part = self.casts.cast(tensor.read(box), tensor.dtype, tensor.key)
-        assert part.shape == box.shape, f"{tensor.key}: {tuple(part.shape)} was read for {box}"
+    def bytes_of(self, tensor: TensorOut, part: Tensor) -> memoryview:
+        part = self.casts.cast(part, tensor.dtype, tensor.key)
         return part.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
     def keep_prefix(self, file: IO[bytes], record: FileRecord, header: bytes) -> xxhash.xxh3_128:
@@ -209,6 +208,36 @@ class FolderWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.journal.path.unlink(missing_ok=True)
         self.journal.close()
+
+
+def boxes_from(tensors: Iterable[TensorOut], position: int) -> Iterator[tuple[TensorOut, Box]]:
+    """What is to be written from byte `position` behind the header on, in order."""
+    start = 0
+    for tensor in tensors:
+        for box in tensor.chunks():
+            if start >= position:
+                yield tensor, box
+            start += box.numel * tensor.dtype.itemsize
+
+
+def read_ahead(boxes: Iterable[tuple[TensorOut, Box]]) -> Iterator[tuple[TensorOut, Tensor]]:
+    """The elements of each box; while they are being written, those of the next one are read."""
+    coming: deque[tuple[TensorOut, Box, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for tensor, box in boxes:
+            coming.append((tensor, box, reader.submit(tensor.read, box)))
+            if len(coming) > 1:
+                yield first_of(coming)
+        while coming:
+            yield first_of(coming)
+
+
+def first_of(coming: deque[tuple[TensorOut, Box, Future[Tensor]]]) -> tuple[TensorOut, Tensor]:
+    """A function of its own, which keeps no part alive that was handed out."""
+    tensor, box, part = coming.popleft()
+    found = part.result()
+    assert found.shape == box.shape, f"{tensor.key}: {tuple(found.shape)} was read for {box}"
+    return tensor, found
 
 
 class StretchWriter:

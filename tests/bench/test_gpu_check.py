@@ -26,8 +26,10 @@ def test_dry_run_goes_through_every_section(tmp_path: Path, capsys: pytest.Captu
     checks = results["sections"]["correctness"]["data"]["checks"]
     assert checks and all(row["within_twice"] and row["bit_identical"] for row in checks)
     step = results["sections"]["step"]["data"]
-    assert [row["way"] for row in step["ways"]] == ["ours", "eager"] and not any("failed" in r for r in step["ways"])
-    largest = results["sections"]["largest model"]["data"]["settings"]["sections"]
+    assert [row["kernels"] for row in step["ways"]] == ["ours", "eager"] and not any(
+        "failed" in r for r in step["ways"]
+    )
+    largest = results["sections"]["largest model"]["data"]["settings"]["config"]
     assert (largest["optim"]["moments"], largest["engine"]["activation_checkpointing"]) == ("bf16", "full")
     assert "not the same bits every time: none" in capsys.readouterr().out
 

@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from rae_scale.bench import step
-from rae_scale.bench.results import cell, table, write_json
-from rae_scale.bench.setup import StepSetup
-from rae_scale.bench.step_report import bench_step, compare
+from rae_scale.bench.record import Measure, Row
+from rae_scale.bench.record_report import to_markdown
+from rae_scale.bench.results import cell, write_json
+from rae_scale.bench.session import Session
+from rae_scale.bench.setup import Step, StepSetup, step_flops
+from rae_scale.bench.step_report import STEP, bench_step, compare_ways
+from rae_scale.parallel import Mesh
 
 CPU = torch.device("cpu")
+ALONE = Session(CPU, 1)
 TINY = StepSetup(model="dit-tiny", batch=3)
 
 
 def test_every_parameter_gets_a_gradient_and_moves() -> None:
     """A new DiT's gates are closed: the branches behind them would compute with zeros."""
-    with step.step_of(TINY, "ours", CPU) as stepping:
+    with step.step_of(TINY, "ours", Mesh(CPU)) as stepping:
         module, inputs = stepping.engine.module, stepping.inputs(3, 0)
         inputs["drop"][0] = True  # the vector that stands for no condition
         stepping.engine.backward(stepping.forward(inputs), last=True)
@@ -33,7 +38,7 @@ def test_every_parameter_gets_a_gradient_and_moves() -> None:
 def test_all_ways_compute_the_same_loss() -> None:
     losses = []
     for way in ("ours", "eager"):
-        with step.step_of(TINY, way, CPU) as stepping:
+        with step.step_of(TINY, way, Mesh(CPU)) as stepping:
             losses.append(stepping.forward(stepping.inputs(3, 0)).item())
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
@@ -41,30 +46,64 @@ def test_all_ways_compute_the_same_loss() -> None:
 def test_report_says_time_rate_memory_and_ratio(tmp_path: Path) -> None:
     setup = StepSetup("dit-tiny", 3, overrides=("engine.precision=fp32",))
     trace = tmp_path / "trace.json"
-    report = bench_step(setup, CPU, against=["eager"], repeats=2, peak_tflops=1.0, trace=trace, small=True)
-    ours, eager = report.data["ways"]
-    assert ours["images_per_s"] == pytest.approx(3 / ours["median_ms"] * 1e3)
-    assert ours["mfu"] == pytest.approx(ours["tflops"])  # of 1 TFLOP/s
-    assert 0 < ours["activation_gb"] < eager["activation_gb"]
-    assert eager["speedup"] == pytest.approx(eager["median_ms"] / ours["median_ms"])
-    assert report.data["settings"]["sections"]["engine"]["precision"] == "fp32"
-    assert "against eager" in report.text and "| our kernels |" in report.text
+    record = bench_step(setup, ALONE, against=["eager"], repeats=2, peak_tflops=1.0, trace=trace, small=True)
+    ours, eager = record.rows
+    assert ours.values["images_per_s"] == pytest.approx(3 / ours.measures["step"].median)
+    assert ours.values["mfu"] == pytest.approx(ours.values["tflops"])  # of 1 TFLOP/s
+    assert 0 < ours.values["activation_gb"] < eager.values["activation_gb"]
+    ratio = eager.measures["step"].median / ours.measures["step"].median
+    assert eager.values["speed_of_ours"] == pytest.approx(ratio) and "speed_of_ours" not in ours.values
+    assert [row.settings["kernels"] for row in record.rows] == ["ours", "eager"]
+    facts = ours.facts
+    assert (facts["precision"], facts["kernels"], facts["world_size"]) == ("fp32", "ours", 1)
+    assert facts["flops"] == {
+        "formula": "models.flops: dit_cost",
+        "per_image": step_flops(setup)[1],
+        "encoder_counted": False,
+    }
+    text = to_markdown(STEP, record)
+    assert "kernels eager: ours is" in text and "| our kernels |" in text and "encoder not counted" in text
     assert trace.is_file()
-    report.write(tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"step.json", "step.md"}
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch() -> None:
+    """The same gradient norm, in as many forward passes as the settings say."""
+    norms = []
+    for micro in (4, 2):
+        setup = StepSetup("dit-tiny", 4, overrides=("engine.precision=fp32", f"data.micro_batch_size={micro}"))
+        stepping = Step(setup, Mesh(CPU))
+        assert (stepping.batch, stepping.micro_steps) == (micro, 4 // micro)
+        whole = stepping.inputs(4, 0)
+        parts = [{n: x[start : start + micro] for n, x in whole.items()} for start in range(0, 4, micro)]
+        for number, part in enumerate(parts, start=1):
+            stepping.engine.backward(stepping.forward(part), last=number == len(parts))
+        norms.append(stepping.engine.step(stepping.lrs).grad_norm)
+        stepping.engine.close()
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_settings_that_a_step_does_not_heed_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"run.seed changes nothing that `bench step` measures"):
+        step.settings(TINY.with_overrides(["run.seed=3"]), "ours")
+    with pytest.raises(ValueError, match=r"parallel.tp=2, parallel.sp=1 without --with-llm"):
+        step.settings(TINY.with_overrides(["engine.name=fsdp2", "parallel.tp=2"]), "ours")
+    compiled = step.settings(TINY, "compile")["config"]["engine"]["compile"]
+    assert compiled == "blocks" and step.settings(TINY, "eager")["config"]["engine"]["compile"] == "none"
 
 
 def test_with_the_language_model_both_are_trained() -> None:
     setup = StepSetup("dit-tiny", 2, with_llm=True, llm="qwen2-tiny", text_tokens=8)
-    with step.step_of(setup, "ours", CPU) as stepping:
+    with step.step_of(setup, "ours", Mesh(CPU)) as stepping:
         module, inputs = stepping.engine.module, stepping.inputs(2, 0)
         stepping.engine.backward(stepping.forward(inputs), last=True)
         assert all(p.grad is not None and p.grad.any() for p in module.conditioner.llm.parameters())
-        assert stepping.flops(2) == 2 * stepping.flops(1) > 0
+    alone = StepSetup("dit-tiny", 2)
+    assert step_flops(setup)[1] > step_flops(alone)[1] > 0
+    assert step_flops(setup.with_overrides(["model.llm.train=false"]))[1] < step_flops(setup)[1]
 
 
 def test_another_number_of_tokens_is_another_grid() -> None:
-    with step.step_of(StepSetup("dit-tiny", 1, tokens=64), "ours", CPU) as stepping:
+    with step.step_of(StepSetup("dit-tiny", 1, tokens=64), "ours", Mesh(CPU)) as stepping:
         assert stepping.inputs(1, 0)["x_t"].shape[1] == 64
         assert math.isfinite(stepping.forward(stepping.inputs(1, 0)).item())
 
@@ -89,20 +128,24 @@ def test_what_cannot_be_is_refused_with_the_setting() -> None:
     with pytest.raises(ValueError, match="--model='dit-1b' names no DiT; choose one of dit-demo"):
         StepSetup("dit-1b").config()
     with pytest.raises(ValueError, match="--tokens=200 is no square grid"):
-        bench_step(StepSetup("dit-tiny", tokens=200), CPU, small=True)
+        bench_step(StepSetup("dit-tiny", tokens=200), ALONE, small=True)
+    with pytest.raises(ValueError, match="--tokens changes the DiT alone"):
+        bench_step(StepSetup("dit-tiny", tokens=64, with_llm=True, llm="qwen2-tiny"), ALONE, small=True)
+    with pytest.raises(ValueError, match="--profile looks at one setting"):
+        bench_step(TINY, ALONE, [(), ()], trace=Path("x"), small=True)
 
 
-def test_a_way_without_memory_is_reported_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_without_memory_is_a_row_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(step, "time_step", refuse)
-    row = step.bench_way(TINY, "eager", CPU, {})
-    assert row == {"way": "eager", "failed": "out of memory"}
-    rows = [{"way": "ours", "median_ms": 2.0, "activation_gb": 1.0}, row]
-    compare(rows)
-    assert "speedup" not in row
-    assert "| eager |  |" in table(rows, step.COLUMNS)
+    record = bench_step(TINY, ALONE, against=["eager"], small=True)
+    assert [row.failed for row in record.rows] == ["out of memory"] * 2
+    rows = [Row({"kernels": "ours"}, {}, measures={"step": Measure(2, 2, 2, 1)}), record.rows[1]]
+    compare_ways(rows)
+    assert "speed_of_ours" not in rows[1].values
+    assert "| kernels eager |" in to_markdown(STEP, record) and "out of memory |" in to_markdown(STEP, record)
 
 
 def test_cells_of_a_table_that_a_row_lacks_are_empty(tmp_path: Path) -> None:

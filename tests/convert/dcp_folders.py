@@ -41,7 +41,8 @@ def write(folder: str) -> None:
     model(torch.randn(3, 5)).sum().backward()
     optimizer.step()
     weights, state = get_state_dict(model, optimizer)
-    nested = {"model": weights, "optimizer": state, "ema": weights, "step": STEP, "loader": {"rows": torch.arange(3)}}
+    beside = {"step": STEP, "loader": {"rows": torch.arange(3)}, "seen": torch.arange(2)}
+    nested = {"model": weights, "optimizer": state, "ema": weights, **beside}
     dcp.save(nested, checkpoint_id=Path(folder) / "nested")
     flat = {f"state.{name}.{key}": value for name, values in state["state"].items() for key, value in values.items()}
     dcp.save({**weights, "optimizer": flat, "step": torch.tensor(STEP)}, checkpoint_id=Path(folder) / "flat")
