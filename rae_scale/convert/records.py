@@ -51,7 +51,7 @@ class FileBytes:
             return self.unpacked.fileno()
         file = self.opened.pop(self.path, None) or self.path.open("rb")
         self.opened[self.path] = file
-        if len(self.opened) > MOST_OPEN:
+        while len(self.opened) > MOST_OPEN:
             self.opened.popitem(last=False)[1].close()
         return file.fileno()
 

@@ -73,12 +73,16 @@ def calibrate(device: str = "auto", sizes: Sizes | None = None) -> tuple[Calibra
     """
     world_size = resolve_ranks(os.environ, configured=2).world_size
     torch_device = init_distributed(ParallelConfig(dp_shard=world_size), device)
-    sizes = sizes or (ON_GPU if torch_device.type == "cuda" else ON_CPU)
     try:
-        fits = collective_fits(torch_device, sizes) if world_size > 1 else []
-        return summarise(torch_device, single_rates(torch_device, sizes), fits), fits
+        return measure_machine(torch_device, sizes or (ON_GPU if torch_device.type == "cuda" else ON_CPU))
     finally:
         shutdown_distributed()
+
+
+def measure_machine(device: torch.device, sizes: Sizes) -> tuple[Calibration, list[Fit]]:
+    """`calibrate` among processes that have found each other already. Collective."""
+    fits = collective_fits(device, sizes) if dist.is_initialized() else []
+    return summarise(device, single_rates(device, sizes), fits), fits
 
 
 @dataclass(frozen=True)

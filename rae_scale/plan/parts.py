@@ -80,7 +80,15 @@ _states: dict[Any, States] = {}
 def states_of(config: Config) -> States:
     """By `train.layout_sizes`."""
     engine, optim, parallel = config.engine, config.optim, config.parallel
-    key = (config.stage, config.model, parallel, engine.name, engine.zero_stage, engine.precision, engine.zero_hpz)
+    key: tuple[Any, ...] = (
+        config.stage,
+        config.model,
+        parallel,
+        engine.name,
+        engine.zero_stage,
+        engine.precision,
+        engine.zero_hpz,
+    )
     key = (*key, optim.moments, optim.ema_decay is None, *optim.groups)
     if key not in _states:
         module, group_of = trained_module(config)

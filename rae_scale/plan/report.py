@@ -1,13 +1,16 @@
-"""A plan in lines of text."""
+"""A plan, and a search, in lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rae_scale.config import Config
 from rae_scale.parallel.ledger import sizes_of
-from rae_scale.plan.plan import Plan, interval_steps, transfers_of
-from rae_scale.plan.traffic import local_batch
+from rae_scale.plan.plan import Plan, interval_steps, spare_bytes, transfers_of
+from rae_scale.plan.search import Found, Search, overrides
+from rae_scale.plan.traffic import local_batch, micro_batch_of
 
 GIB, GB, TFLOP = 1 << 30, 1e9, 1e12
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -152,6 +155,79 @@ def duration_lines(plan: Plan) -> Iterator[str]:
     )
 
 
+def search_report(search: Search) -> str:
+    return "\n\n".join("\n".join(lines) for lines in (ranking_lines(search), refusal_lines(search)))
+
+
+def ranking_lines(search: Search) -> Iterator[str]:
+    base, cluster = search.base, search.cluster
+    yield (
+        f"{search.layouts:,} layouts for {base.stage} of {base.model.name} on {cluster.gpus} x {cluster.gpu.device}, "
+        f"global batch {base.data.global_batch_size:,}; those that fit, the fastest first"
+    )
+    if not search.fits:
+        yield "  none fits"
+        return
+    rows = [["images/s", "MFU", "step s", "GiB", "engine", "replicate x shard x sp x tp", "micro-batch", "settings"]]
+    for found in search.fits:
+        rows.append(
+            [
+                f"{found.step.images_per_s:,.1f}",
+                f"{found.step.mfu:.1%}",
+                f"{found.step.seconds:.3f}",
+                gibibytes(cluster.gpu.memory_bytes - spare_bytes(found.memory, cluster)),
+                engine_words(found.config),
+                " x ".join(str(size) for size in sizes_of(found.config.parallel).values()),
+                f"{micro_batch_of(found.config)} of {local_batch(found.config)}",
+                memory_words(found.config),
+            ]
+        )
+    yield from (f"  {line}" for line in grid(rows))
+    if search.slower:
+        yield f"  {search.slower:,} more are valid, but slower if they fit; more are shown with --top"
+    yield f"the first of them: {' '.join(overrides(base, search.fits[0].config)) or 'is the configuration itself'}"
+
+
+def refusal_lines(search: Search) -> Iterator[str]:
+    yield "refused"
+    for refusal in search.refused:
+        yield f"  {refusal.layouts:,} layouts, such as {layout_words(refusal.example)}: {refusal.reason}"
+    if not search.refused:
+        yield "  nothing"
+
+
+def search_json(search: Search) -> dict[str, Any]:
+    """The same, without rounding."""
+
+    def entry(found: Found) -> dict[str, Any]:
+        return {
+            "overrides": overrides(search.base, found.config),
+            "engine": engine_words(found.config),
+            "parallel": found.config.parallel.model_dump(),
+            "micro_batch": micro_batch_of(found.config),
+            "images_per_s": found.step.images_per_s,
+            "step_s": found.step.seconds,
+            "mfu": found.step.mfu,
+            "memory_bytes": found.memory.peak + found.memory.margin,
+            "spare_bytes": spare_bytes(found.memory, search.cluster),
+        }
+
+    return {
+        "cluster": asdict(search.cluster),
+        "layouts": search.layouts,
+        "fits": [entry(found) for found in search.fits],
+        "slower": search.slower,
+        "refused": [
+            {
+                "layouts": refusal.layouts,
+                "reason": refusal.reason,
+                "example": overrides(search.base, refusal.example),
+            }
+            for refusal in search.refused
+        ],
+    }
+
+
 def time_words(seconds: float) -> str:
     for unit, name in ((DAY, "days"), (HOUR, "h"), (MINUTE, "min")):
         if seconds >= unit:
@@ -164,16 +240,13 @@ def gibibytes(size: float) -> str:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as they need to be: words, the first and those of the last of six, to the left, numbers right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    words = [all(not is_number(row[place]) for row in rows[1:]) for place in range(len(widths))]
+    """Columns as wide as they need to be, words to the left and numbers to the right. The first row is the heading."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [all(cell[:1].isdigit() or cell[:1] in ("-", "") for cell in column[1:]) for column in columns]
     for row in rows:
         cells = [
-            cell.ljust(width) if word else cell.rjust(width)
-            for cell, width, word in zip(row, widths, words, strict=True)
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
         ]
         yield "  ".join(cells).rstrip()
-
-
-def is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] == "-"

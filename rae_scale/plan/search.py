@@ -104,6 +104,11 @@ class Candidate:
                 return setting
         return None
 
+    def miss(self, planned: Found) -> None:
+        """Learn from a setting that did not fit."""
+        self.misses.append(planned)
+        assert not self.may_fit(planned.config)
+
     def may_fit(self, setting: Config) -> bool:
         needed = max((at_least(setting, miss) for miss in self.misses), default=0.0)
         if needed > self.limit and (self.least is None or needed < self.least[0]):
@@ -161,8 +166,7 @@ def search(
                 fits.append(planned)
                 settled.add(candidate)
                 continue
-            candidate.misses.append(planned)
-            candidate.may_fit(setting)
+            candidate.miss(planned)
         enqueue(candidate, chain)
     waiting = {entry[4] for entry in queue} - settled
     too_large = [each.least for each in candidates if each.least and each not in settled | waiting]

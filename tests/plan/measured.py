@@ -9,17 +9,13 @@ reported is the highest total within one step in the steady state, less what was
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch._C._autograd import _disable_profiler, _enable_profiler, _prepare_profiler
-from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rae_scale import ops
 from rae_scale.config import Config
@@ -36,10 +32,11 @@ from rae_scale.parallel import Mesh, build_mesh, init_distributed, share_samples
 from rae_scale.train.loop import Run, global_step
 from rae_scale.train.stages import GenerationStage
 
+sys.path.insert(0, str(Path(__file__).parent))  # a rank loads this file alone
+
+from profiled import Recording
+
 CPU = torch.device("cpu")
-MARK = "memory mark: "
-ENTER, LEAVE = "[", "]"
-PHASES = ("prepare", "forward", "backward", "optimizer")
 GRID, CHANNELS, PIXELS = 4, 24, 64
 SLOTS = GRID * GRID
 TEXT = 8  # tokens beside the image
@@ -50,8 +47,6 @@ DIT = DiTConfig(CHANNELS, hidden_size=192, depth=4, num_heads=4, z_channels=160,
 WIDE = replace(DIT, ddt=DDTHeadConfig(hidden_size=256, depth=2, num_heads=4))
 LLM = LLMSpec(128, 3, 4, 2, 320, 600, tie_word_embeddings=True)
 UNTIED = replace(LLM, tie_word_embeddings=False, vocab_size=1200)
-WARM_UP = 3
-"""Steps before the measured one: DeepSpeed's stage 3 knows the order of its gathers from the third on."""
 
 
 def add_models() -> None:
@@ -148,113 +143,6 @@ def build(case: Case, mesh: Mesh) -> Run:
     return Run(config, Path(), mesh, CPU, stage, engine, loader, callbacks=[])
 
 
-class Mark(NamedTuple):
-    """name: of the phase that begins, "" if none does; `ENTER` and `LEAVE` stand around a collective.
-
-    released: address of a memory that a collective had, and the number of the mark before which it was allocated.
-    tensors:  addresses of what the collective that ends here was given and has returned.
-    """
-
-    name: str
-    released: tuple[tuple[int, int], ...]
-    tensors: frozenset[int]
-
-
-class Recording(TorchDispatchMode):
-    """Everything that happens to tensors' memory while it is entered, and marks between.
-
-    The profiler sees every allocation and release, those inside of operators too, but for releases that a thread of
-    gloo's makes. So what a collective has is followed until it is gone, and a mark says so. Copies that gloo makes for
-    itself do not count: NCCL's buffers are no tensors. (The profiler's low-level interface can be asked for memory
-    alone; with all operators, reading the result takes minutes.)
-    """
-
-    def __enter__(self) -> Recording:
-        options = (ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
-        config, kinds = ProfilerConfig(*options), {ProfilerActivity.CPU}
-        self.marks: list[Mark] = []
-        self.followed: list[tuple[int, int, StorageWeakRef]] = []
-        _prepare_profiler(config, kinds)
-        _enable_profiler(config, kinds, {RecordScope.USER_SCOPE})
-        return super().__enter__()
-
-    def __exit__(self, *raised: object) -> None:
-        super().__exit__(*raised)
-        self.events: list[tuple[int, str, int, int]] = []  # time, name, address, bytes
-        self.read(_disable_profiler().experimental_event_tree())
-        self.events.sort(key=lambda event: event[0])
-
-    def read(self, tree: list[Any]) -> None:
-        for event in tree:
-            fields = event.extra_fields
-            address, size = (fields.ptr, fields.alloc_size) if event.name == "[memory]" else (0, 0)
-            self.events.append((event.start_time_ns, event.name, address, size))
-            self.read(event.children)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        collective = func.namespace in ("c10d", "_c10d_functional")
-        if collective:
-            self.mark(ENTER)
-        out = func(*args, **(kwargs or {}))
-        if collective:
-            leaves = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
-            storages = [leaf.untyped_storage() for leaf in leaves]
-            self.followed += [(each.data_ptr(), len(self.marks), StorageWeakRef(each)) for each in storages]
-            self.mark(LEAVE, frozenset(each.data_ptr() for each in storages))
-        elif any(reference.expired() for _, _, reference in self.followed):
-            self.mark("")
-        return out
-
-    def mark(self, name: str, tensors: frozenset[int] = frozenset()) -> None:
-        """Begin a phase, "<case> <phase>"; without a name, only say what is gone."""
-        # Asked once: between two questions a thread may let go of it.
-        expired = [reference.expired() for _, _, reference in self.followed]
-        gone = tuple((each[0], each[1]) for each, is_gone in zip(self.followed, expired, strict=True) if is_gone)
-        self.followed = [each for each, is_gone in zip(self.followed, expired, strict=True) if not is_gone]
-        with torch.profiler.record_function(f"{MARK}{len(self.marks)}"):
-            pass
-        self.marks.append(Mark(name, gone, tensors))
-
-    def peaks(self) -> dict[str, dict[str, int]]:
-        """Case -> phase -> highest total within it, less the total at the case's mark "begin"."""
-        living: dict[int, tuple[int, int]] = {}  # address -> bytes, mark before
-        inside: dict[int, int] | None = None  # address -> bytes of what is allocated during a collective
-        total = begin = number = 0
-        peaks, phase, case = dict[str, dict[str, int]](), "", ""
-        for _, event, address, change in self.events:
-            if event == "[memory]" and inside is not None and change > 0:
-                inside[address] = change
-            elif event == "[memory]" and inside is not None and address in inside:
-                del inside[address]
-            elif event == "[memory]":
-                total -= living.pop(address, (0, 0))[0]
-                if change > 0:
-                    living[address] = change, number
-                    total += change
-            elif event.startswith(MARK):
-                number = int(event.removeprefix(MARK))
-                name, released, tensors = self.marks[number]
-                for gone, noted in released:
-                    if gone in living and living[gone][1] < noted:
-                        total -= living.pop(gone)[0]
-                if name == ENTER:
-                    inside = {}
-                elif name == LEAVE:
-                    for address, size in (inside or {}).items():
-                        total -= living.pop(address, (0, 0))[0]
-                        if address in tensors:
-                            living[address] = size, number - 1
-                            total += size
-                    inside = None
-                elif name:
-                    case, phase = name.rsplit(" ", 1)
-                    begin = total if phase == "begin" else begin
-            if phase in PHASES:
-                found = peaks.setdefault(case, {})
-                found[phase] = max(found.get(phase, 0), total - begin)
-        return peaks
-
-
 def watch_phases(run: Run, mark: Callable[[str], None]) -> None:
     """Let the run mark where each phase of a step begins."""
 
@@ -272,12 +160,17 @@ def watch_phases(run: Run, mark: Callable[[str], None]) -> None:
     engine.step = marked("optimizer", engine.step)
 
 
+def warm_up(case: Case) -> int:
+    """Steps until each is like the one before: DeepSpeed's stage 3 knows the order of its gathers from the third on."""
+    return 3 if case.config().engine.name == "zero" and case.config().engine.zero_stage == 3 else 1
+
+
 def measure(case: Case, mesh: Mesh, recording: Recording) -> None:
     gc.collect()
     recording.mark(f"{case.name} begin")
     with ops.use(case.kernels):
         run = build(case, mesh)
-        for _ in range(WARM_UP):
+        for _ in range(warm_up(case)):
             global_step(run)
         gc.collect()
         watch_phases(run, lambda phase: recording.mark(f"{case.name} {phase}"))

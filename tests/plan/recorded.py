@@ -21,7 +21,7 @@ from rae_scale.models.composite import ScaleRAE, build_scale_rae
 from rae_scale.models.packing import TextLayout
 from rae_scale.parallel import build_mesh, init_distributed, shutdown_distributed
 from rae_scale.parallel.ledger import Ledger, Volume
-from rae_scale.plan.calibrate import TINY, calibrate, content, report
+from rae_scale.plan.calibrate import TINY, content, measure_machine, report
 from rae_scale.plan.qwen2 import build_planned_llm
 from rae_scale.plan.work import Samples
 from rae_scale.train.loop import global_counts
@@ -66,28 +66,37 @@ def config_of(
 
 
 def record_and_calibrate(settings: dict[str, Any], path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What every rank of `two_ranks` runs."""
-    (recorded,) = record("fsdp2", [settings], twin=True)
-    calibration, fits = calibrate("cpu", TINY)
+    """What every rank of `two_ranks` runs, in one process group: a second one at the same port may find what the first
+    has left there."""
+    init_distributed(ParallelConfig(dp_shard=2), "cpu")
+    (recorded,) = record_each("fsdp2", [settings], twin=True)
+    calibration, fits = measure_machine(torch.device("cpu"), TINY)
+    shutdown_distributed()
     write_json(Path(path), content(calibration, fits, {}))
     return recorded, {"report": report(calibration, fits), "kinds": [(fit.kind, fit.span) for fit in fits]}
 
 
-def record(engine: str, settings: list[dict[str, Any]], twin: bool = False) -> list[tuple[Any, ...]]:
-    """What every rank runs. Returns a `Recorded` for each of `settings`, which `config_of` takes, as a tuple.
+def record(engine: str, settings: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """What every rank of the long tests runs."""
+    init_distributed(ParallelConfig(dp_shard=2), "cpu")
+    found = record_each(engine, settings)
+    shutdown_distributed()
+    return found
+
+
+def record_each(engine: str, settings: list[dict[str, Any]], twin: bool = False) -> list[tuple[Any, ...]]:
+    """A `Recorded` for each of `settings`, which `config_of` takes, as a tuple.
 
     twin: the language model is the planner's, so that no rank has to import transformers.
     """
     for table, name, value in models():
         table[name] = value
     configs = [config_of(name=engine, **each) for each in settings]
-    init_distributed(ParallelConfig(dp_shard=configs[0].parallel.world_size), "cpu")
     found = []
     for config in configs:
         if twin:
             parity.scale_rae = partial(twin_of, config)
         found.append(tuple(record_one(config)))
-    shutdown_distributed()
     return found
 
 

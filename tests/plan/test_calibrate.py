@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rae_scale.config import Config
+from rae_scale.config.schema import ParallelConfig
 from rae_scale.plan import calibrate as module
 from rae_scale.plan.calibrate import TINY, Fit, Single, calibrate, summarise, with_latency
 from rae_scale.plan.hardware import DEFAULT_RATES, GPUS, NETWORKS, Cluster, load_calibration
@@ -45,6 +46,21 @@ def test_two_ranks(two_ranks: tuple[Any, Path, dict[str, Any]]) -> None:
         }
     )
     assert 0 < plan_step(settings, cluster, calibration.rates).seconds < 1000
+
+
+@pytest.mark.parametrize("started", [1, 2])
+def test_it_joins_whatever_a_launcher_started(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves again, also if measuring fails."""
+    seen: list[Any] = []
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(started), "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "init_distributed", lambda parallel, device: seen.append(parallel) or device)
+    monkeypatch.setattr(module, "shutdown_distributed", lambda: seen.append("left"))
+    monkeypatch.setattr(module, "measure_machine", lambda device, sizes: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        calibrate("cpu", TINY)
+    assert seen == [ParallelConfig(dp_shard=started), "left"]
 
 
 def test_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

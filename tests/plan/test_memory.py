@@ -30,7 +30,8 @@ from rae_scale.plan.encoder_memory import encoder_parameters  # noqa: E402
 from rae_scale.plan.memory import MemoryPlan, plan_memory  # noqa: E402
 from rae_scale.plan.skeleton import planned_module  # noqa: E402
 
-ALLOWED = 0.10
+ALLOWED = 0.05
+"""Of the peak. The planner is to be within 0.10; forgetting one component is to show."""
 GIB = 1 << 30
 CHECKPOINTING = ("none", "full", "selective")
 RUNS = sorted((HERE.parents[1] / "configs" / "run").glob("*.yaml"))
@@ -42,8 +43,8 @@ def case(engine: str, encoder: str, parallel: dict[str, int] | None = None, **se
     section: dict[str, Any] = {"name": engine, "precision": "fp32"} | settings
     if engine.startswith("zero"):
         section |= {"name": "zero", "zero_stage": int(engine[-1])}
-    layout = " ".join(f"{axis}{size}" for axis, size in (parallel or {}).items())
-    name = " ".join([engine, layout, *(f"{key}={value}" for key, value in (settings | of_case).items())])
+    said = (parallel or {}) | settings | of_case
+    name = " ".join([engine, *(f"{key}={value}" for key, value in said.items())])
     return Case(name, section, parallel or {}, encoder, **of_case)
 
 
@@ -79,17 +80,14 @@ def encoder(tmp_path: Path) -> str:
 
 def one_rank(encoder: str) -> list[Case]:
     return [
-        case("eager", encoder),
         case("eager", encoder, activation_checkpointing="full", ema=True),
         case("eager", encoder, activation_checkpointing="selective", precision="bf16", dit="dit-measured-ddt"),
-        case("eager", encoder, kernels="reference", micro_steps=2, images=12),
-        case("eager", encoder, llm_trains=False, llm="qwen2-measured-untied"),
+        case("eager", encoder, kernels="reference", micro_steps=2, images=12, llm="qwen2-measured-untied"),
     ]
 
 
 def two_ranks(encoder: str) -> list[Case]:
     return [
-        case("fsdp2", encoder, {"dp_shard": 2}),
         case("fsdp2", encoder, {"dp_shard": 2}, activation_checkpointing="full", ema=True, precision="bf16"),
         case("fsdp2", encoder, {"tp": 2}),
         case("fsdp2", encoder, {"sp": 2}),
