@@ -48,7 +48,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Folder for report and JSON, and a picture of the memory.")] = None,
     scaling: Annotated[
         Path | None,
-        typer.Option(help="Predict how the published models scale, without a CONFIG, to scaling.md in this folder."),
+        typer.Option(help="Predict how the published models scale, to this folder and .md; without a CONFIG."),
     ] = None,
     calibrate: Annotated[
         Path | None, typer.Option(help="Measure this machine, or those of a launcher, to this file; without a CONFIG.")
@@ -181,8 +181,8 @@ def predict_scaling(folder: Path, gpu: str, rates: Rates) -> None:
 
     with fewer_pauses():
         points = list(plan_scaling(gpu, rates))
-    write_scaling(points, folder, gpu, rates)
-    print(f"{folder / 'scaling.md'}: {len(points)} predictions")
+    text = write_scaling(points, folder, gpu, rates)
+    print(f"{text}: {len(points)} predictions, plots in {folder}")
 
 
 def measure(file: Path, small: bool) -> None:

@@ -282,11 +282,11 @@ def assumptions(gpu: str, rates: Rates, networks: Sequence[str]) -> Iterator[str
     yield "How the parts of a step are estimated is in [planning.md](planning.md)."
 
 
-def write_scaling(points: Sequence[Point], folder: Path, gpu: str, rates: Rates) -> None:
-    """FOLDER/scaling.md, and plots and numbers in FOLDER/scaling/."""
+def write_scaling(points: Sequence[Point], folder: Path, gpu: str, rates: Rates) -> Path:
+    """Plots and numbers to `folder`, the text to the file of its name beside it, which is returned: docs/scaling.md
+    for docs/scaling."""
     series = by_series(points)
-    pictures = folder / "scaling"
-    write_json(pictures / "scaling.json", [point.to_json() for point in points])
+    write_json(folder / "scaling.json", [point.to_json() for point in points])
     networks = list(dict.fromkeys(point.network for point in points))
     for mode in MODES:
         panels = {
@@ -298,5 +298,7 @@ def write_scaling(points: Sequence[Point], folder: Path, gpu: str, rates: Rates)
             for network in networks
         }
         title = f"{mode} scaling on {gpu}: predicted, not measured"
-        scaling_chart(panels, "efficiency", title, pictures / f"{mode}.png")
-    (folder / "scaling.md").write_text(to_markdown(points, gpu, rates, "scaling"), encoding="utf-8")
+        scaling_chart(panels, "efficiency", title, folder / f"{mode}.png")
+    text = folder.with_name(f"{folder.name}.md")
+    text.write_text(to_markdown(points, gpu, rates, folder.name), encoding="utf-8")
+    return text

@@ -39,6 +39,7 @@ from rae_scale.models.zoo import DIT_ZOO
 from rae_scale.state.tensorfile import TensorToWrite
 
 BLOCK = 4 << 20  # elements
+HOLE_BYTES = 1 << 18
 MARKS = 3  # elements of each part of each tensor that are not zero
 STEP = 10
 Shapes = dict[str, tuple[int, ...]]
@@ -60,14 +61,17 @@ def marks(number: int, rank: int, length: int) -> Tensor:
 
 
 class HoleyFile(io.BufferedWriter):
-    """Leaves out blocks of zeros: the file system gives them back and stores nothing."""
+    """Leaves out stretches of zeros: the file system gives them back and stores nothing."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        if len(view) >= 1 << 20 and not torch.frombuffer(view, dtype=torch.uint8).any():
-            self.seek(len(view), os.SEEK_CUR)
-            return len(view)
-        return super().write(view)
+        for start in range(0, len(view), HOLE_BYTES):
+            piece = view[start : start + HOLE_BYTES]
+            if len(piece) == HOLE_BYTES and not torch.frombuffer(piece, dtype=torch.uint8).any():
+                self.seek(HOLE_BYTES, os.SEEK_CUR)
+            else:
+                super().write(piece)
+        return len(view)
 
 
 def write_checkpoint(folder: Path, shapes: Shapes, ranks: int, moments: bool) -> None:

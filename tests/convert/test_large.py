@@ -1,5 +1,5 @@
-"""A checkpoint that is larger than memory: little of it in memory at a time, about as fast as copying, and continued
-where it was killed."""
+"""A checkpoint that is larger than memory: little of it in memory at a time, and continued where it was killed. For its
+speed beside a plain copy: `python tests/convert/large.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -43,4 +43,3 @@ def test_ten_billion_parameters(tmp_path: Path) -> None:
     report = run(tmp_path, "--dtype", dtype, timeout=3600)
     assert report["parameters"] > 10e9
     assert report["peak_bytes"] < 4e9
-    assert report["speed_of_copy"] > 0.5

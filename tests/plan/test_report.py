@@ -68,7 +68,8 @@ def test_a_search_and_its_refusals(plan: Plan) -> None:
     search = Search(base, plan.cluster, (Found(found.config, found.step, MEMORY),), (refusal,), slower=2)
     text = search_report(search)
     assert text.startswith("6 layouts for pretrain of dit-0.5b on 16 x NVIDIA H100 80GB HBM3, global batch 2,048")
-    assert "15.0  fsdp2   1 x 8 x 1 x 2" in text and "2 more are valid" in text
+    row = line_of(text, f"{plan.step.images_per_s:,.1f}").split()
+    assert row[3:12] == ["15.0", "fsdp2", "1", "x", "8", "x", "1", "x", "2"] and "2 more are valid" in text
     assert "the first of them: parallel.tp=2" in text
     assert "3 layouts, such as fsdp2, dp_replicate 1 x dp_shard 8 x sp 1 x tp 2: too many heads" in text
     data = search_json(search)

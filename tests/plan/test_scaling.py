@@ -53,7 +53,7 @@ def test_batches(points: Sequence[Point]) -> None:
 
 def test_nothing_is_faster_than_as_many_gpus_alone(points: Sequence[Point]) -> None:
     """A GPU alone, with as many images at a time as it likes, no communication and no memory limit."""
-    config = published(MODEL, 64)
+    config = published(MODEL, 2048)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"name": "eager"})})
     alone = plan_step(config, find_cluster("h100-80g", 1)).images_per_s
     for point in points:
@@ -103,8 +103,9 @@ def test_limits_are_those_of_the_heads() -> None:
 
 
 def test_files(points: Sequence[Point], tmp_path: Path) -> None:
-    write_scaling(points, tmp_path, "h100-80g", DEFAULT_RATES)
-    text = (tmp_path / "scaling.md").read_text()
+    file = write_scaling(points, tmp_path / "scaling", "h100-80g", DEFAULT_RATES)
+    assert file == tmp_path / "scaling.md"
+    text = file.read_text()
     assert text == to_markdown(points, "h100-80g", DEFAULT_RATES, "scaling")
     assert "These are predictions, not measurements" in text and "## DiT 0.5B, weak, ib-ndr-400" in text
     assert len(json.loads((tmp_path / "scaling/scaling.json").read_text())) == len(points)

@@ -72,6 +72,7 @@ def ranked(tight: Cluster) -> Search:
     return search(base(), tight, space=FEW)
 
 
+@pytest.mark.long
 def test_it_finds_what_looking_at_everything_finds(ranked: Search, tight: Cluster) -> None:
     wanted = everything(base(), tight, FEW)
     assert [found.config for found in ranked.fits] == [found.config for found in wanted]
