@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import parity
 import torch
+import torch.distributed as dist
 from awkward import CHANNELS, DIT, HEAD, LLM, TOKENS
 from parity import BATCH, Variant, build_run
 
@@ -69,10 +70,12 @@ def record_and_calibrate(settings: dict[str, Any], path: str) -> tuple[tuple[Any
     """What every rank of `two_ranks` runs, in one process group: a second one at the same port may find what the first
     has left there."""
     init_distributed(ParallelConfig(dp_shard=2), "cpu")
+    first = dist.get_rank() == 0
     (recorded,) = record_each("fsdp2", [settings], twin=True)
     calibration, fits = measure_machine(torch.device("cpu"), TINY)
     shutdown_distributed()
-    write_json(Path(path), content(calibration, fits, {}))
+    if first:
+        write_json(Path(path), content(calibration, fits, {}))
     return recorded, {"report": report(calibration, fits), "kinds": [(fit.kind, fit.span) for fit in fits]}
 
 
