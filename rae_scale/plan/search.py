@@ -199,8 +199,6 @@ def settings_of(base: Config, engine: str, parallel: ParallelConfig, space: Spac
     layout = laid_out(base, engine, parallel)
     for checkpointing in space.checkpointing:
         for offload in space.offload:
-            if offload and engine == "eager":
-                continue  # it ignores the setting
             section = engine_section(base, engine, checkpointing, offload)
             for micro_batch in divisors(max(1, local_batch(layout))):
                 data = base.data.model_copy(update={"micro_batch_size": micro_batch})

@@ -161,7 +161,7 @@ def test_settings_are_valid_configurations(engine: str) -> None:
     settings, problem = settings_of(config, engine, parallel, Space())
     assert settings and not problem
     offloads = {each.engine.offload_optimizer for each in settings}
-    assert offloads == ({False, True} if engine in ("fsdp2", "zero3") else {False})
+    assert offloads == ({False, True} if engine in ("eager", "fsdp2", "zero3") else {False})
     for each in settings:
         assert not check(each) and Config.model_validate(each.model_dump()) == each
         kept = {"attention": 2} if each.engine.activation_checkpointing == "selective" else {}
