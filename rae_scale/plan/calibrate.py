@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,18 +19,15 @@ import torch
 import torch.distributed as dist
 
 from rae_scale import ops
+from rae_scale.bench.collectives import COLLECTIVES, FLOAT32, Collective, time_collective
 from rae_scale.bench.timing import copy_bandwidth, measure, seconds_waited, summary
 from rae_scale.config.schema import ParallelConfig
 from rae_scale.parallel import init_distributed, shutdown_distributed
-from rae_scale.parallel.ledger import Kind, sent
+from rae_scale.parallel.ledger import sent
 from rae_scale.parallel.ranks import resolve_ranks
 from rae_scale.plan.hardware import GPU, GPUS, Calibration, Network, Rates
 from rae_scale.plan.links import Span
 from rae_scale.plan.work import FUSED_BACKWARD
-
-KINDS: tuple[Kind, ...] = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
-ELEMENT = 4
-"""Collectives carry float32."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ TINY = Sizes(16, (32, 96, 32), 1, 0.001, (1 << 10, 1 << 14), 2)
 class Fit:
     """Of one kind of collective in one group: seconds = latency + bytes that a rank sends / bandwidth."""
 
-    kind: Kind
+    kind: Collective
     span: Span
     bandwidth: float
     latency: float
@@ -151,10 +148,10 @@ def launch_seconds(device: torch.device, sizes: Sizes) -> float:
 
 def host_bandwidth(device: torch.device, sizes: Sizes) -> float:
     """Bytes/s of a copy to page-locked host memory, as a checkpoint's."""
-    count = max(1, int(sizes.copy_gigabytes * 1e8) // ELEMENT)
+    count = max(1, int(sizes.copy_gigabytes * 1e8) // FLOAT32)
     source, target = torch.ones(count, device=device), torch.empty(count, pin_memory=device.type == "cuda")
     work = [lambda: target.copy_(source, non_blocking=True)]
-    return count * ELEMENT / summary(seconds_waited(work, device, repeats=sizes.repeats, warm_up=1)).median
+    return count * FLOAT32 / summary(seconds_waited(work, device, repeats=sizes.repeats, warm_up=1)).median
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -168,41 +165,25 @@ def collective_fits(device: torch.device, sizes: Sizes) -> list[Fit]:
     dist.all_gather_object(hosts, socket.gethostname())
     nodes = [[rank for rank in range(world) if hosts[rank] == host] for host in dict.fromkeys(hosts)]
     local = min(map(len, nodes))
-    groups: list[tuple[dist.ProcessGroup | None, Span]] = []
+    groups: list[tuple[dist.ProcessGroup, Span]] = []
     if len(nodes) > 1:
         groups.append((dist.group.WORLD, Span(world, local)))
     if local > 1:
         own, _ = dist.new_subgroups_by_enumeration(nodes)
         groups.append((own, Span(len(next(node for node in nodes if dist.get_rank() in node)), local)))
-    return [fit(kind, group, span, device, sizes) for group, span in groups for kind in KINDS]
+    return [fit(kind, group, span, device, sizes) for group, span in groups for kind in COLLECTIVES]
 
 
-def fit(kind: Kind, group: dist.ProcessGroup | None, span: Span, device: torch.device, sizes: Sizes) -> Fit:
+def fit(kind: Collective, group: dist.ProcessGroup, span: Span, device: torch.device, sizes: Sizes) -> Fit:
     """By a short and a long message."""
-    short, long = (timed(kind, payload, group, span.ranks, device, sizes.repeats) for payload in sizes.payloads)
-    wires = [sent(kind, payload, span.ranks) for payload in sizes.payloads]
+    timings = [
+        time_collective(kind, payload, group, device, repeats=sizes.repeats, warm_up=2) for payload in sizes.payloads
+    ]
+    short, long = (summary(timing.seconds).median for timing in timings)
+    wires = [sent(kind, timing.payload, span.ranks) for timing in timings]
     # Noise may make the short one the slower one, where both are short.
     bandwidth = (wires[1] - wires[0]) / (long - short) if long > short else wires[1] / long
     return Fit(kind, span, bandwidth, max(0.0, short - wires[0] / bandwidth))
-
-
-def timed(
-    kind: Kind, payload: int, group: dist.ProcessGroup | None, ranks: int, device: torch.device, repeats: int
-) -> float:
-    """Seconds of a collective, those of the slowest rank."""
-    count = max(1, payload // ELEMENT // ranks) * ranks
-    whole, part = torch.zeros(count, device=device), torch.zeros(count // ranks, device=device)
-    calls: dict[Kind, Callable[[], object]] = {
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
-        "all_reduce": lambda: dist.all_reduce(whole, group=group),
-        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole, group=group),
-    }
-    dist.barrier(group=group)
-    seconds = summary(seconds_waited([calls[kind]], device, repeats=repeats, warm_up=2)).median
-    slowest = torch.tensor(seconds, device=device, dtype=torch.float64)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
-    return float(slowest)
 
 
 def summarise(device: torch.device, single: Single, fits: Sequence[Fit]) -> Calibration:

@@ -14,7 +14,7 @@ from rae_scale.config import Config
 from rae_scale.plan.encoder_memory import frozen_encoder
 from rae_scale.plan.engine_memory import Account, Step, engine_account
 from rae_scale.plan.parts import States, states_of, units_of, whole_parameters
-from rae_scale.plan.trace import Kernels, key_of, rough_trace, trace
+from rae_scale.plan.trace import Kernels, key_of, trace
 from rae_scale.plan.unroll import unroll
 from rae_scale.plan.work import LABELLED_TOKENS, usual_samples
 
@@ -54,7 +54,6 @@ def plan_memory(
     text_tokens: float | None = None,
     labelled_tokens: float = LABELLED_TOKENS,
     kernels: Kernels = "auto",
-    exact: bool = True,
 ) -> MemoryPlan:
     """Plan `config` with `micro_batch` samples per rank and forward pass.
 
@@ -63,14 +62,13 @@ def plan_memory(
         stand in for kernels there.
         A compiled block is taken to keep what a block of our operators keeps, and `engine.fp8` to change nothing: its
         8-bit copies are gone when a product is done.
-    exact: trace this very size of micro-batch, in about a second; else go by a few sizes, for a search.
 
     Raises:
         ValueError: the model cannot be laid out over these ranks, or settings name no model.
     """
     tokens = math.ceil(usual_samples(config).tokens if text_tokens is None else text_tokens)
     key = key_of(config, micro_batch, tokens, math.ceil(labelled_tokens), kernels)
-    traced = trace(key) if exact else rough_trace(key)
+    traced = trace(key)
     local = config.data.global_batch_size // (config.parallel.dp_replicate * config.parallel.dp_shard)
     step = Step(
         config,

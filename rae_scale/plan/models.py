@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rae_scale.config import Config
 from rae_scale.config.schema import ModelConfig, ParallelConfig
@@ -62,22 +62,6 @@ def recorded_calls(stage: Any, model: ModelConfig, checkpointed: bool) -> Call:
     module, _ = _trained_module(stage, model)
     with torch.device("meta"):
         return record_calls(module, example_forward, blocks_of(module) if checkpointed else ())
-
-
-def without_values(module: nn.Module) -> None:
-    """Give a module on the meta device tensors that pretend to be on the CPU, in place; tied parameters stay tied.
-    To be called under FakeTensorMode."""
-    made: dict[Tensor, Tensor] = {}
-    for part in module.modules():
-        for table in (part._parameters, part._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if tensor not in made:
-                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-                table[name] = made[tensor]
 
 
 def example_forward(module: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -116,28 +116,6 @@ def trace(key: Key) -> Trace:
             with timeline.recording():
                 step(key, module, timeline)
     return Trace(tuple(timeline.intervals), depths)
-
-
-ANCHORS = 1, 8, 64
-"""Sizes of micro-batches."""
-
-
-@cache
-def rough_trace(key: Key) -> Trace:
-    """As `trace`, on the line between two sizes of which all others are made: for a search through many sizes. The
-    peak of an interval is the largest of several lines, so this is a little high between the two."""
-    if key.micro_batch in ANCHORS:
-        return trace(key)
-    low, high = ANCHORS[:2] if key.micro_batch < ANCHORS[1] else ANCHORS[1:]
-    first, second = (trace(replace(key, micro_batch=size)) for size in (low, high))
-    share = (key.micro_batch - low) / (high - low)
-
-    def between(one: Interval, other: Interval) -> Interval:
-        numbers = zip(astuple(one)[1:], astuple(other)[1:], strict=True)
-        return Interval(one.name, *(round(a + share * (b - a)) for a, b in numbers))
-
-    pairs = zip(first.intervals, second.intervals, strict=True)
-    return Trace(tuple(between(one, other) for one, other in pairs), first.stacks)
 
 
 def step(key: Key, module: nn.Module, timeline: Timeline) -> None:

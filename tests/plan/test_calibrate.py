@@ -18,7 +18,7 @@ from rae_scale.plan.links import Span
 from rae_scale.plan.step_time import plan_step
 
 SINGLE = Single(matmul=500e12, attention=300e12, copy=3e12, launch=5e-6, to_host=20e9)
-INSIDE = [Fit(kind, Span(8, 8), 300e9, 30e-6) for kind in module.KINDS]
+INSIDE = [Fit(kind, Span(8, 8), 300e9, 30e-6) for kind in module.COLLECTIVES]
 CUDA = torch.device("cuda", 0)
 
 
@@ -31,7 +31,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_ranks(two_ranks: tuple[Any, Path, dict[str, Any]]) -> None:
     """A machine without a data sheet becomes a GPU that can be planned for."""
     _, path, found = two_ranks
-    assert found["kinds"] == [(kind, Span(2, 2)) for kind in module.KINDS]
+    assert found["kinds"] == [(kind, Span(2, 2)) for kind in module.COLLECTIVES]
     assert "all_to_all between 2 ranks, 2 to a node" in found["report"]
     calibration = load_calibration(path)
     assert calibration.gpu.name == "measured" and calibration.gpu.link > 0 and calibration.network is None
@@ -87,7 +87,7 @@ def test_a_known_gpu_keeps_its_peaks() -> None:
 @pytest.mark.usefixtures("known")
 def test_a_network_is_what_each_adapter_reached() -> None:
     """Two nodes of 8: 8 adapters side by side."""
-    outside = [Fit(kind, Span(16, 8), 320e9, 80e-6) for kind in module.KINDS]
+    outside = [Fit(kind, Span(16, 8), 320e9, 80e-6) for kind in module.COLLECTIVES]
     calibration = summarise(CUDA, SINGLE, [*outside, *INSIDE])
     assert calibration.network is not None
     assert calibration.network.rate == 40e9 and calibration.rates.network == 1.0

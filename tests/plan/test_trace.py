@@ -19,7 +19,7 @@ from rae_scale.models.llm_zoo import LLMSpec
 from rae_scale.plan import trace as traces
 from rae_scale.plan.skeleton import planned_module
 from rae_scale.plan.timeline import Timeline
-from rae_scale.plan.trace import Key, key_of, rough_trace, trace, without_values
+from rae_scale.plan.trace import Key, key_of, trace, without_values
 from rae_scale.plan.unroll import Moment, unroll
 
 DEPTH = 5
@@ -37,7 +37,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    for cached in (trace, rough_trace, traces.few_blocks):
+    for cached in (trace, traces.few_blocks):
         cached.cache_clear()
 
 
@@ -94,13 +94,6 @@ def test_full_checkpointing_keeps_the_input_of_a_block() -> None:
 def trained() -> int:
     module, _ = planned_module(Config(model=CASES["full"].model))
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def test_a_rough_trace_is_exact_at_its_sizes_and_close_between() -> None:
-    assert rough_trace(key(8)) is trace(key(8))
-    rough, exact = unroll(rough_trace(key(5))), unroll(trace(key(5)))
-    for phase in ("forward", "backward"):
-        assert highest(rough, phase) == pytest.approx(highest(exact, phase), rel=0.02)
 
 
 def test_the_timeline_counts_what_operators_leave() -> None:
