@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rae_scale.bench.collectives import Collected
 from rae_scale.config import Config
 from rae_scale.config.schema import ParallelConfig
 from rae_scale.plan import calibrate as module
@@ -46,6 +47,22 @@ def test_two_ranks(two_ranks: tuple[Any, Path, dict[str, Any]]) -> None:
         }
     )
     assert 0 < plan_step(settings, cluster, calibration.rates).seconds < 1000
+
+
+def test_latency_and_bandwidth_follow_from_two_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 us and 2 GB/s: of 4 ranks, an all-gather sends three quarters of the payload, an all-reduce twice as much."""
+    shares = {"all_gather": 0.75, "all_reduce": 1.5}
+
+    def time_collective(kind: Any, payload: int, *group_and_device: Any, **counts: int) -> Collected:
+        return Collected(payload, [30e-6 + shares[kind] * payload / 2e9] * 3, 1)
+
+    monkeypatch.setattr(module, "time_collective", time_collective)
+    for kind in shares:
+        found = module.fit(kind, None, Span(4, 4), torch.device("cpu"), module.ON_CPU)
+        assert found == Fit(kind, Span(4, 4), pytest.approx(2e9), pytest.approx(30e-6))
+    monkeypatch.setattr(module, "time_collective", lambda kind, payload, *rest, **counts: Collected(payload, [1e-3], 1))
+    noise = module.fit("all_gather", None, Span(4, 4), torch.device("cpu"), module.ON_CPU)
+    assert noise.bandwidth == pytest.approx(0.75 * module.ON_CPU.payloads[1] / 1e-3) and noise.latency >= 0
 
 
 @pytest.mark.parametrize("started", [1, 2])
