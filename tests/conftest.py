@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.infer.trained import Trained, make_trained
+
+
+# The user's plans are not ours to read or write.
+os.environ["RAE_PLAN_CACHE"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,11 @@ def plan(
         predict_scaling(scaling, gpu or DEFAULT_GPU, rates)
         return
     from rae_scale.config import load_config
+    from rae_scale.plan.light import without_compiler
 
     assert config_path is not None
     given = [*(overrides or ()), *([f"data.micro_batch_size={micro_batch}"] if micro_batch else [])]
-    with fewer_pauses():
+    with fewer_pauses(), without_compiler():
         config = load_config(config_path, given)
         ranks = config.parallel.world_size
         gpus = gpus or ranks
@@ -177,9 +178,10 @@ def show(name: str, text: str, data: dict[str, Any], as_json: bool, out: Path | 
 
 
 def predict_scaling(folder: Path, gpu: str, rates: Rates) -> None:
+    from rae_scale.plan.light import without_compiler
     from rae_scale.plan.scaling import plan_scaling, write_scaling
 
-    with fewer_pauses():
+    with fewer_pauses(), without_compiler():
         points = list(plan_scaling(gpu, rates))
     text = write_scaling(points, folder, gpu, rates)
     print(f"{text}: {len(points)} predictions, plots in {folder}")

@@ -30,7 +30,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rae_scale.config.schema import ParallelConfig
@@ -181,7 +180,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
+        if any(map(is_dtensor, types)):
             # Let it come back as the operators on local tensors, and the collectives, that it is made of.
             return NotImplemented
         name = getattr(getattr(func, "_schema", None), "name", "")
@@ -256,6 +255,12 @@ def bytes_of(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     return sum(map(bytes_of, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def is_dtensor(kind: type) -> bool:
+    """Without importing DTensor, which takes half a second, where nobody has one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and issubclass(kind, module.DTensor)
 
 
 def exchanges_objects() -> bool:

@@ -19,9 +19,9 @@ from rae_scale.models.llm_zoo import LLM_ZOO, LLMSpec
 from rae_scale.models.packing import TextLayout
 from rae_scale.models.zoo import dit_config
 from rae_scale.parallel import blocks_of, parallelize
+from rae_scale.parallel.fake import fake_ranks
 from rae_scale.parallel.placement import Placement
 from rae_scale.plan.skeleton import planned_module
-from rae_scale.train.layout import fake_ranks
 
 
 def trained_module(config: Config) -> tuple[nn.Module, Callable[[str], str]]:

@@ -108,8 +108,10 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, spec: LLMSpec) -> None:
         super().__init__()
         head_dim = spec.hidden_size // spec.num_attention_heads
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-        self.register_buffer("inv_freq", 1.0 / spec.rope_theta**exponents, persistent=False)
+        # On the CPU whatever device is the default: the meta device takes long to find out that it computes nothing.
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
+        self.register_buffer("inv_freq", torch.empty(head_dim // 2), persistent=False)
+        self.inv_freq.copy_(1.0 / spec.rope_theta**exponents)
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
@@ -26,6 +27,30 @@ Skeleton = tuple[nn.Module, Callable[[str], str]]
 """A module on the meta device, and what tells the optimizer group of its parameters."""
 
 
+class NoInitialization(TorchFunctionMode):
+    """Leaves out what gives new parameters and buffers their values: tensors on the meta device have none, and working
+    out that nothing happens took most of the time."""
+
+    FILLS = (Tensor.normal_, Tensor.zero_, Tensor.fill_, Tensor.copy_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS:
+            return args[0]
+        # Values that others follow from: a parameter's, before they are copied into it.
+        if func is Tensor.clone:
+            return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+        if func in (Tensor.div, Tensor.__truediv__) and args[0].is_floating_point() and not isinstance(args[1], Tensor):
+            return args[0]
+        if func is torch.randn and "generator" not in kwargs:
+            return torch.empty(*args, **kwargs)
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def planned_module(config: Config) -> Skeleton:
     """What `train.layout.build_module` gives: parameters of the same names, shapes and order, in modules that are
     called in the same order.
@@ -37,7 +62,7 @@ def planned_module(config: Config) -> Skeleton:
         ValueError: settings name no model, or models that do not fit each other.
     """
     resolved = resolve_paths(config)
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialization():
         return BUILDERS.get(config.stage, generation)(resolved)
 
 

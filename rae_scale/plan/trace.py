@@ -25,10 +25,11 @@ from rae_scale.data.collate import Batch
 from rae_scale.models.packed_llm import packed_attention
 from rae_scale.models.packing import TextLayout
 from rae_scale.parallel import apply_activation_checkpointing, parallelize
+from rae_scale.parallel.fake import fake_ranks
 from rae_scale.plan.encoders import EncoderShape, encoder_shape
+from rae_scale.plan.kept import kept
 from rae_scale.plan.skeleton import planned_module
 from rae_scale.plan.timeline import Interval, Timeline, mark_boundaries
-from rae_scale.train.layout import fake_ranks
 from rae_scale.train.parts import GENERATION_STAGES
 from rae_scale.train.stages import DecoderStage, EncoderStage, GenerationStage, Stage
 
@@ -98,6 +99,11 @@ class Trace:
 
 @cache
 def trace(key: Key) -> Trace:
+    """`make_trace`, or what it gave an earlier process."""
+    return kept(make_trace, key, Trace)
+
+
+def make_trace(key: Key) -> Trace:
     """Run a step of the model of few blocks, without values."""
     few, depths = few_blocks(key.stage, key.model)
     with fake_ranks(ParallelConfig(sp=key.sp, tp=key.tp), 0) as mesh, ops.use(key.kernels):
@@ -107,9 +113,9 @@ def trace(key: Key) -> Trace:
         parallelize(module, mesh)
         apply_activation_checkpointing(module, key.checkpointing, dict(key.saved_ops))
         stacks = {name: module.get_submodule(path) for path, name in STACKS.items() if name in depths}
+        if key.gathers and key.bf16:
+            module.to(torch.bfloat16)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            if key.gathers and key.bf16:
-                module.to(torch.bfloat16)
             without_values(module)
             timeline = Timeline(module, opens=key.on_cpu)
             mark_boundaries(timeline, stacks)

@@ -6,26 +6,23 @@ stands in for the run's ranks, while the passes that make the model parallel are
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
 from rae_scale.config.schema import ParallelConfig
-from rae_scale.engines.fsdp2 import fsdp_mesh, shard_module
 from rae_scale.engines.optimizer import group_parameters
 from rae_scale.models.composite import build_scale_rae, group_of
 from rae_scale.models.llm_zoo import LLM_ZOO
 from rae_scale.models.parallel_limits import parallel_problems
 from rae_scale.models.zoo import dit_config
 from rae_scale.parallel import Mesh, parallelize
+from rae_scale.parallel.fake import fake_ranks
 from rae_scale.parallel.placement import Placement
 from rae_scale.train.layout_sizes import (
     FLOAT32,
@@ -89,6 +86,9 @@ def measure_layout(config: Config, rank: int = 0) -> Layout:
         placements = parallelize(module, mesh)
         parameters = held_parameters(config, module, find_group, placements)
         if config.engine.name == "fsdp2":
+            # Here, since it brings DTensor, half a second of imports that a plan does without.
+            from rae_scale.engines.fsdp2 import fsdp_mesh, shard_module
+
             shard_module(module, fsdp_mesh(mesh), config.engine.precision)
             check_shards(config, module, parameters, mesh)
     sizes = sizes_by_part(config, parameters)
@@ -110,30 +110,6 @@ def build_module(config: Config) -> tuple[nn.Module, Callable[[str], str]]:
     vocab = len(load_stage_tokenizer(resolved)) if tokenizer is not None and Path(tokenizer).is_dir() else None
     with torch.device("meta"):
         return build_scale_rae(resolved.model, dit.in_channels, dit.num_tokens, vocab), group_of
-
-
-@contextlib.contextmanager
-def fake_ranks(parallel: ParallelConfig, rank: int) -> Iterator[Mesh]:
-    """This process as `rank` of a run whose other processes do not exist: collectives do nothing and return at once."""
-    # Importing it registers the backend.
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    assert not dist.is_initialized(), "this process is a rank of a real run"
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
-    try:
-        sizes = parallel.dp_replicate, parallel.dp_shard, parallel.sp, parallel.tp
-        # `parallel.build_mesh` also makes a gloo group for checkpoints, which would wait for the other processes.
-        shape = (parallel.dp_replicate, parallel.dp_shard * parallel.sp, parallel.tp)
-        device_mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard", "tp"))
-        mesh = Mesh(torch.device("cpu"), *sizes, rank=rank, device_mesh=device_mesh)
-        first = rank - mesh.sp_rank * parallel.tp
-        yield replace(
-            mesh,
-            sp_group=dist.new_group([first + i * parallel.tp for i in range(parallel.sp)]) if parallel.sp > 1 else None,
-            tp_group=device_mesh["tp"].get_group() if parallel.tp > 1 else None,
-        )
-    finally:
-        dist.destroy_process_group()
 
 
 def held_parameters(
