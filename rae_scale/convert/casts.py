@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rae_scale.state.format import CheckpointError
 
-BLOCK = 1 << 18  # elements compared at a time: the comparison is in float32, and its memory shall not matter
+BLOCK = 1 << 16  # elements cast and compared at a time, so few that a core's own cache holds them
 
 
 @dataclass
@@ -47,13 +47,15 @@ class CastErrors:
         Raises:
             CheckpointError: a number is too large for `dtype`.
         """
-        out = part.to(dtype)
         if tensor != self.tensor:
             self.settle()
             self.tensor = tensor
-        if part.dtype != dtype:
-            for before, after in zip(part.reshape(-1).split(BLOCK), out.reshape(-1).split(BLOCK), strict=True):
-                self.compare(before.float(), after.float(), dtype)
+        if part.dtype == dtype:
+            return part
+        out = torch.empty(part.shape, dtype=dtype)
+        for before, after in zip(part.reshape(-1).split(BLOCK), out.view(-1).split(BLOCK), strict=True):
+            after.copy_(before)
+            self.compare(before.float(), after.float(), dtype)
         return out
 
     def settle(self) -> None:
@@ -65,9 +67,9 @@ class CastErrors:
     def compare(self, before: Tensor, after: Tensor, dtype: torch.dtype) -> None:
         if not before.numel():
             return
-        error = float((after - before).abs_().max())
+        error = largest(after - before)
         if math.isfinite(error):
-            self.entry = max(self.entry, float(before.abs().max()))
+            self.entry = max(self.entry, largest(before))
             self.error = max(self.error, error)
             return
         # Infinities and NaN stay what they are; what the cast made infinite is an error.
@@ -79,8 +81,8 @@ class CastErrors:
                 f"{self.tensor} has an entry of {before.abs().max():.4g}, and {dtype} ends at "
                 f"{torch.finfo(dtype).max:.4g}; use --dtype bfloat16 or float32"
             )
-        self.entry = max(self.entry, float(before.abs().max()))
-        self.error = max(self.error, float((after - before).abs_().max()))
+        self.entry = max(self.entry, largest(before))
+        self.error = max(self.error, largest(after - before))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,3 +90,9 @@ class CastErrors:
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> CastErrors:
         return cls(**{**state, "absolute": Largest(**state["absolute"]), "relative": Largest(**state["relative"])})
+
+
+def largest(x: Tensor) -> float:
+    """max |x|; NaN if there is one. In one pass, where `x.abs().max()` takes two and the memory between them."""
+    low, high = x.aminmax()
+    return max(-float(low), float(high)) if low == low else math.nan

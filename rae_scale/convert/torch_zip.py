@@ -8,12 +8,12 @@ import math
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from isal import isal_zlib  # the checksums of zlib, many times as fast
 
 from rae_scale.convert.records import AGAIN, FileBytes, Storage, StoredTensor, Stream
 from rae_scale.convert.unpickle import Calls, Global, read_pickle
@@ -97,7 +97,7 @@ class TorchFile:
         if stop - start > LARGEST_PICKLE:
             raise CheckpointError(f"{self.path}: its pickle has {stop - start} bytes, which no list of tensors needs")
         data = self.bytes_of("data.pkl")
-        if zlib.crc32(data) != self.members["data.pkl"].CRC:
+        if isal_zlib.crc32(data) != self.members["data.pkl"].CRC:
             raise self.damaged("data.pkl is not what was written")
         return data
 
@@ -150,7 +150,7 @@ def check_all(files: Iterable[TorchFile]) -> None:
 def fault_of(file: TorchFile, name: str, extent: tuple[int, int]) -> CheckpointError | None:
     crc = 0
     for block in file.file.blocks(*extent):
-        crc = zlib.crc32(block, crc)
+        crc = isal_zlib.crc32(block, crc)
     return file.damaged(f"{name} is not what was written") if crc != file.members[name].CRC else None
 
 

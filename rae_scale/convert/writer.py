@@ -18,47 +18,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-import torch
 import xxhash
 from torch import Tensor
 
 from rae_scale.convert.casts import CastErrors
-from rae_scale.convert.journal import FileRecord, Journal, Stretch
-from rae_scale.parallel.boxes import Box, whole
+from rae_scale.convert.journal import FileRecord, Journal
+from rae_scale.convert.parts import Part, TensorOut, boxes_from, parts_of
+from rae_scale.convert.stretches import StretchWriter
 from rae_scale.state.format import READ_BYTES, CheckpointError, file_hash, sync, sync_folder, temporary_folder
-from rae_scale.state.read import chunks_of
 from rae_scale.state.tensorfile import TensorToWrite, encode_header
-
-# Of one part of a tensor. Memory of up to 32 MiB is used again, where more would be taken from the system each time.
-CHUNK_BYTES = 16 << 20
-STRETCH_BYTES = 64 << 20  # written between two lines of the journal, at least
-
-
-@dataclass(frozen=True)
-class TensorOut:
-    """A tensor of known form whose boxes are read when their turn comes, in any dtype; they are cast to `dtype`."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[Box], Tensor]
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    def chunks(self) -> Iterator[Box]:
-        """The boxes in which it is read and written."""
-        return chunks_of(whole(self.shape), CHUNK_BYTES // torch.float32.itemsize)
-
 
 WriteFile = Callable[[Path, Sequence[TensorToWrite]], None]
 """Writes a file of another format whole, such as `torchfile.write_torch`."""
@@ -116,14 +89,11 @@ class FolderWriter:
         with path.open("r+b" if path.is_file() else "w+b") as file:
             digest = self.keep_prefix(file, record, header)
             there = file.tell()
-            stretch = StretchWriter(self, name, file, digest)
-            if there == 0:
-                stretch.write(memoryview(header))
-            for tensor, part in read_ahead(boxes_from(tensors, there - len(header))):
-                stretch.write(self.bytes_of(tensor, part))
-                if stretch.length >= STRETCH_BYTES:
-                    stretch.note()
-            stretch.note()
+            with StretchWriter(self.journal, name, file, digest) as stretches:
+                if there == 0:
+                    stretches.write(Part(memoryview(header), self.casts.to_json()))
+                for part in parts_of(boxes_from(tensors, there - len(header)), self.casts):
+                    stretches.write(part)
         return self.finish_file(name, digest.hexdigest())
 
     def place(self, name: str) -> tuple[Path, FileRecord]:
@@ -137,10 +107,6 @@ class FolderWriter:
             else:
                 record.done = None
         return path, record
-
-    def bytes_of(self, tensor: TensorOut, part: Tensor) -> memoryview:
-        part = self.casts.cast(part, tensor.dtype, tensor.key)
-        return part.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
     def keep_prefix(self, file: IO[bytes], record: FileRecord, header: bytes) -> xxhash.xxh3_128:
         """Cut `file` behind what is as the journal says, stand there, and return the hash of what is before."""
@@ -208,61 +174,6 @@ class FolderWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.journal.path.unlink(missing_ok=True)
         self.journal.close()
-
-
-def boxes_from(tensors: Iterable[TensorOut], position: int) -> Iterator[tuple[TensorOut, Box]]:
-    """What is to be written from byte `position` behind the header on, in order."""
-    start = 0
-    for tensor in tensors:
-        for box in tensor.chunks():
-            if start >= position:
-                yield tensor, box
-            start += box.numel * tensor.dtype.itemsize
-
-
-def read_ahead(boxes: Iterable[tuple[TensorOut, Box]]) -> Iterator[tuple[TensorOut, Tensor]]:
-    """The elements of each box; while they are being written, those of the next one are read."""
-    coming: deque[tuple[TensorOut, Box, Future[Tensor]]] = deque()
-    with ThreadPoolExecutor(1) as reader:
-        for tensor, box in boxes:
-            coming.append((tensor, box, reader.submit(tensor.read, box)))
-            if len(coming) > 1:
-                yield first_of(coming)
-        while coming:
-            yield first_of(coming)
-
-
-def first_of(coming: deque[tuple[TensorOut, Box, Future[Tensor]]]) -> tuple[TensorOut, Tensor]:
-    """A function of its own, which keeps no part alive that was handed out."""
-    tensor, box, part = coming.popleft()
-    found = part.result()
-    assert found.shape == box.shape, f"{tensor.key}: {tuple(found.shape)} was read for {box}"
-    return tensor, found
-
-
-class StretchWriter:
-    """Writes on, and notes in the journal what is on disk."""
-
-    def __init__(self, writer: FolderWriter, name: str, file: IO[bytes], digest: xxhash.xxh3_128) -> None:
-        self.writer, self.name, self.file, self.digest = writer, name, file, digest
-        self.start, self.length = file.tell(), 0
-        self.own = xxhash.xxh3_128()
-
-    def write(self, data: memoryview) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.own.update(data)
-        self.length += len(data)
-
-    def note(self) -> None:
-        if not self.length:
-            return
-        self.file.flush()
-        sync(self.file.fileno())
-        stop = self.start + self.length
-        stretch = Stretch(self.start, stop, self.own.hexdigest(), self.writer.casts.to_json())
-        self.writer.journal.note_stretch(self.name, stretch)
-        self.start, self.length, self.own = stop, 0, xxhash.xxh3_128()
 
 
 def read_range(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from test_writer import Reads, write
 
-from rae_scale.convert import writer as writer_module
+from rae_scale.convert import parts, stretches
 
-CALLS = ("journal.sync", "writer.sync", "writer.sync_folder", "writer.os.rename")
+CALLS = ("journal.sync", "stretches.sync", "writer.sync", "writer.sync_folder", "writer.os.rename")
 
 
 def main(folder: Path) -> None:
-    writer_module.CHUNK_BYTES, writer_module.STRETCH_BYTES = 64, 100
+    parts.CHUNK_BYTES, stretches.STRETCH_BYTES = 64, 100
     write(folder / "whole", Reads(), torch.bfloat16)
     deaths = []
     for call in CALLS:

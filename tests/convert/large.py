@@ -31,7 +31,7 @@ from killed import in_child
 from safetensors import safe_open
 from torch import Tensor
 
-from rae_scale.convert import writer as writer_module
+from rae_scale.convert import stretches
 from rae_scale.convert.convert import DTYPES, convert
 from rae_scale.convert.torchfile import ROOT, NamePickler, StorageName, TensorName, write_data
 from rae_scale.models.dit import DiT
@@ -171,14 +171,14 @@ def plain_copy(source: Path, target: Path, count: int) -> None:
 
 def die_after(count: int) -> None:
     """This process is killed when it has put `count` bytes onto the disk."""
-    real = writer_module.StretchWriter.note
+    real = stretches.StretchWriter.note
 
-    def note(self: Any) -> None:
-        real(self)
-        if self.start >= count:
+    def note(self: Any, stretch: Any) -> None:
+        real(self, stretch)
+        if stretch.stop >= count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    writer_module.StretchWriter.note = note  # type: ignore[method-assign]
+    stretches.StretchWriter.note = note  # type: ignore[method-assign]
 
 
 def timed(action: Callable[[], Any], report: Path | None = None) -> float:
@@ -202,11 +202,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--moments", action="store_true", help="with AdamW's moments, three times the bytes to check")
-    parser.add_argument("--stretch", type=int, default=writer_module.STRETCH_BYTES)
+    parser.add_argument("--stretch", type=int, default=stretches.STRETCH_BYTES)
     options = parser.parse_args()
     folder, shapes = options.folder, shapes_of(options.model)
     dtype = DTYPES[options.dtype]
-    writer_module.STRETCH_BYTES = options.stretch
+    stretches.STRETCH_BYTES = options.stretch
     parameters = sum(map(numel, shapes.values()))
     size = parameters * dtype.itemsize
     free = shutil.disk_usage(folder).free

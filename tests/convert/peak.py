@@ -20,7 +20,7 @@ import torch
 from memory import growth_of
 
 from rae_scale.convert import convert as convert_module
-from rae_scale.convert import writer as writer_module
+from rae_scale.convert import parts
 from rae_scale.convert.convert import convert
 from rae_scale.convert.settings import Settings
 from rae_scale.engines import Engine, Piece
@@ -47,7 +47,7 @@ def main(folder: str) -> None:
     run = Path(folder) / "run"
     save_checkpoint(run, 1, cast(Engine, engine), Mesh(torch.device("cpu")), {}, keep_last=1)
     Settings.module = skeleton  # type: ignore[assignment]
-    for module in (convert_module, writer_module):
+    for module in (convert_module, parts):
         module.CHUNK_BYTES = CHUNK_BYTES  # type: ignore[attr-defined]
     ways: dict[str, dict[str, Any]] = {"native": {"dtype": "bfloat16"}, "checkpoint": {}, "official-decoder": {}}
     convert(run, Path(folder) / "warm", "native", verify=True)

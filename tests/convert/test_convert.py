@@ -195,7 +195,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 @pytest.mark.parametrize("change", [None, "source", "options"])
 def test_interrupted(change: str | None, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rae_scale.convert.writer.STRETCH_BYTES", 1 << 16)
+    monkeypatch.setattr("rae_scale.convert.stretches.STRETCH_BYTES", 1 << 16)
     run = save_made(runs.world.config(tmp_path / "run"))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         interrupt(patch, 40)

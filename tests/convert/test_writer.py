@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rae_scale.convert import writer as writer_module
+from rae_scale.convert import parts, stretches
 from rae_scale.convert.torchfile import write_torch
 from rae_scale.convert.writer import FolderWriter, TensorOut
 from rae_scale.parallel.boxes import Box
@@ -34,8 +34,8 @@ class Interrupted(BaseException):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 elements are read at a time, and the journal has a line for every other chunk."""
-    monkeypatch.setattr(writer_module, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(writer_module, "STRETCH_BYTES", 100)
+    monkeypatch.setattr(parts, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(stretches, "STRETCH_BYTES", 100)
 
 
 def contents() -> dict[str, Tensor]:
