@@ -24,11 +24,12 @@ from rae_scale.convert.lora import Merged, read_adapter
 from rae_scale.convert.names import padding_boxes, read_target
 from rae_scale.convert.open import locate, open_source
 from rae_scale.convert.ours import Chosen, in_our_names
+from rae_scale.convert.parts import TensorOut
 from rae_scale.convert.settings import Settings
 from rae_scale.convert.sinks import Entry, Job, Plan, Sink, To, sink_of
 from rae_scale.convert.source import Source
 from rae_scale.convert.verify import verify as verify_written
-from rae_scale.convert.writer import FolderWriter, TensorOut
+from rae_scale.convert.writer import FolderWriter
 from rae_scale.models.official import MOST_LISTED
 from rae_scale.state.format import CheckpointError
 from rae_scale.state.read import CHUNK_BYTES, chunks_of

@@ -132,5 +132,8 @@ def open_checkpoint(folder: Path) -> NativeCheckpoint:
 
 
 def open_export(folder: Path) -> NativeExport:
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not valid YAML: {error}") from None
     return NativeExport(folder, config, f"exported weights {folder}")

@@ -34,7 +34,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AddedToken, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        # Without this the library asks on the terminal whether to run the Python files that a folder may bring along.
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError) as error:  # a path that is no valid hub id either is a ValueError
         raise ValueError(
             f"model.llm.tokenizer={str(path)!r} cannot be read ({str(error).strip().splitlines()[0]}); give a folder "

@@ -65,7 +65,10 @@ def stored_config(checkpoint: Path) -> Config:
         origin, tree = checkpoint / STATE, read_state(checkpoint).get("config")
     else:
         origin = checkpoint / CONFIG
-        tree = yaml.safe_load(origin.read_text(encoding="utf-8"))
+        try:
+            tree = yaml.safe_load(origin.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{origin}: not valid YAML: {error}") from None
     if not tree:
         raise ConfigError(f"{origin} holds no settings, so the model is unknown; use a checkpoint of `rae-scale train`")
     return parse_config(tree, origin=str(origin))
