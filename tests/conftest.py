@@ -6,7 +6,6 @@ import pytest
 
 from tests.infer.trained import Trained, make_trained
 
-
 # The user's plans are not ours to read or write.
 os.environ["RAE_PLAN_CACHE"] = ""
 

@@ -195,6 +195,53 @@ class ParallelConfig(Section):
         return self.dp_replicate * self.dp_shard * self.sp * self.tp
 
 
+class FaultConfig(Section):
+    """When a run is stuck or goes wrong: how long each phase may make no progress, and what is done about bad steps."""
+
+    start_timeout_s: float = Field(
+        1800,
+        gt=0,
+        allow_inf_nan=False,
+        description="a rank without progress for so long before its first step is stuck",
+    )
+    train_timeout_s: float = Field(
+        600, gt=0, allow_inf_nan=False, description="the same within a step, after the first"
+    )
+    save_timeout_s: float = Field(1800, gt=0, allow_inf_nan=False, description="the same while saving")
+    eval_timeout_s: float = Field(1800, gt=0, allow_inf_nan=False, description="the same while drawing sample pictures")
+    heartbeat_s: float = Field(
+        10, gt=0, allow_inf_nan=False, description="how often each rank writes where it is into `heartbeats/`"
+    )
+    stop_grace_s: float = Field(
+        30, ge=0, allow_inf_nan=False, description="after a signal, a rank whose data does not come waits no longer"
+    )
+    spike_factor: float = Field(
+        0, ge=0, allow_inf_nan=False, description="skip a step whose loss is above this many medians; 0 never does"
+    )
+    grad_spike_factor: float = Field(0, ge=0, allow_inf_nan=False, description="the same for the norm of the gradients")
+    spike_window: Positive = Field(64, description="kept steps whose losses and norms make the median")
+    max_skips_in_row: NonNegative = Field(
+        5, description="after so many, roll back to the newest checkpoint and leave that data out; 0 never does"
+    )
+    max_rollbacks: NonNegative = Field(3, description="rollbacks after which the run fails")
+    replica_check_every: NonNegative = Field(
+        100, description="steps between comparisons of what replicas must hold alike; 0 is never"
+    )
+    on_save_failure: Literal["stop", "continue"] = Field(
+        "continue", description="when a checkpoint cannot be written; the last one of a run must always succeed"
+    )
+
+    @property
+    def collective_timeout_s(self) -> float:
+        """Of the groups that train: they must outlast every phase of another rank, and its watchdog's verdict."""
+        return 60 + max(self.start_timeout_s, self.train_timeout_s, self.save_timeout_s, self.eval_timeout_s)
+
+    @property
+    def save_collective_timeout_s(self) -> float:
+        """Of the group that the thread which writes checkpoints has for itself."""
+        return 60 + self.save_timeout_s
+
+
 class Config(Section):
     stage: Literal["encoder", "decoder", "pretrain", "finetune"] = "pretrain"
     run: RunConfig = RunConfig()
@@ -206,3 +253,4 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     parallel: ParallelConfig = ParallelConfig()
+    fault: FaultConfig = FaultConfig()

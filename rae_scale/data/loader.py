@@ -2,11 +2,14 @@
 
 Step s covers the global positions [s * G, (s + 1) * G), G the global batch size; rank r takes the r-th of `dp_world`
 equal runs of them, micro-batch m the m-th equal run of those. So the samples of a step are the same for every number of
-ranks, micro-batch size and number of workers, and resuming needs nothing but the step.
+ranks, micro-batch size and number of workers, and resuming needs nothing but the step. A run that leaves data out gives
+`batch_of`: step s then covers the positions that step batch_of(s) would.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -26,6 +29,7 @@ from rae_scale.data.quarantine import Quarantine, TooManyBadSamples
 from rae_scale.data.record import DecodedSample
 
 Batch = TypeVar("Batch")
+KILL_SECONDS = 5.0  # a process in the middle of a read from storage that is gone does not even die
 
 
 def build_loader(
@@ -39,11 +43,13 @@ def build_loader(
     dp_rank: int = 0,
     dp_world: int = 1,
     start_step: int = 0,
+    batch_of: Callable[[int], int] = lambda step: step,
 ) -> Loader[Batch]:
     """Open `config.sources` and return the endless iterator over the steps of rank `dp_rank`, from `start_step` on.
 
     prepare: per sample, in the worker (tokenisation, say). BadSample makes the sample a bad one: it is listed in
              `quarantine_path` and replaced by another of its source. Any other error ends the iteration.
+    batch_of: number of the global batch that a step has; rises with the step.
     collate: what `prepare` returned for the samples of a micro-batch, to a batch.
     With `config.num_workers` > 0 both are pickled to spawned processes: give functions or methods, not lambdas.
 
@@ -65,7 +71,8 @@ def build_loader(
         micro_batch_size=micro_batch_size,
         micro_steps=micro_steps,
     )
-    return Loader(dataset, Quarantine(quarantine_path, config.max_bad_fraction), start_step, config.num_workers)
+    quarantine = Quarantine(quarantine_path, config.max_bad_fraction)
+    return Loader(dataset, quarantine, start_step, config.num_workers, batch_of)
 
 
 class Loader(Generic[Batch]):
@@ -75,21 +82,32 @@ class Loader(Generic[Batch]):
     manager: that ends the worker processes.
     """
 
-    def __init__(self, dataset: MicroBatches[Batch], quarantine: Quarantine, start_step: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        dataset: MicroBatches[Batch],
+        quarantine: Quarantine,
+        start_step: int,
+        num_workers: int,
+        batch_of: Callable[[int], int],
+    ) -> None:
         self.step = start_step
         self.quarantine = quarantine
         self._micro_steps = dataset.micro_steps
         items = DataLoader(
             dataset,
             batch_size=None,
-            sampler=count(start_step * dataset.micro_steps),
+            sampler=(
+                batch_of(s) * dataset.micro_steps + m for s in count(start_step) for m in range(dataset.micro_steps)
+            ),
             num_workers=num_workers,
             # A forked child of a process with CUDA or with running threads can deadlock.
             multiprocessing_context="spawn" if num_workers else None,
             worker_init_fn=leave_signals_to_the_run,
             generator=torch.Generator(),  # otherwise it draws from the global one, which belongs to the model
         )
+        others = multiprocessing.active_children()
         self._items: Iterator[MicroBatch[Batch]] | None = iter(items)
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
 
     def __iter__(self) -> Loader[Batch]:
         return self
@@ -109,6 +127,11 @@ class Loader(Generic[Batch]):
 
     def close(self) -> None:
         self._items = None  # the iterator owns the workers and joins them when it is dropped
+        for worker in self._workers:
+            if worker.is_alive():  # a thread still waits for an item, and the worker for its storage
+                with contextlib.suppress(RuntimeError):  # by which PyTorch reports a worker that was killed
+                    worker.kill()
+                    worker.join(KILL_SECONDS)
 
     def __enter__(self) -> Loader[Batch]:
         return self
@@ -129,7 +152,7 @@ def leave_signals_to_the_run(worker: int) -> None:
 
     They end when the run closes its loader, or with it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Read = Callable[[Kind, str, Box], Tensor | None]
 @dataclass(frozen=True)
 class StepResult:
     """grad_norm, group_norms: before clipping, of the gradient summed over micro-steps and ranks.
-    skipped: gradients were not finite, so nothing was changed; the norms say what they were.
+    skipped: the norm was not finite or beyond the limit, so nothing was changed; the norms say what they were.
     """
 
     grad_norm: float
@@ -41,6 +42,22 @@ class Piece:
     name: str
     shape: tuple[int, ...]
     box: Box
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What this rank holds of a parameter and other ranks hold too, bit by bit the same after every step.
+
+    part:   which elements; ranks with equal kind, name and part hold equal tensors.
+    over:   axes of the mesh along which they do: "dp_replicate", "dp" (all of `Mesh.dp_group`) or "tp".
+    tensor: the engine's memory, read only, until the next step.
+    """
+
+    kind: Kind
+    name: str
+    part: tuple[str | int, ...]
+    over: tuple[str, ...]
     tensor: Tensor
 
 
@@ -71,8 +88,10 @@ class Engine(Protocol):
         micro-steps and data-parallel ranks. `last`: no further micro-step follows in this step."""
         ...
 
-    def step(self, lrs: Mapping[str, float]) -> StepResult:
-        """Clip to the global norm, update each group with its learning rate, update the moving average."""
+    def step(self, lrs: Mapping[str, float], norm_limit: float = math.inf) -> StepResult:
+        """Clip to the global norm, update each group with its learning rate, update the moving average.
+
+        Gradients whose norm is not finite or above `norm_limit` are discarded, on all ranks alike."""
         ...
 
     def discard(self) -> None:
@@ -81,6 +100,10 @@ class Engine(Protocol):
 
     def pieces(self) -> Iterator[Piece]:
         """What this rank is to save: over all ranks, each element of each tensor exactly once."""
+        ...
+
+    def copies(self) -> Iterator[Copy]:
+        """What this rank has in common with others; ranks that share an axis yield the same in the same order."""
         ...
 
     def load_pieces(self, read: Read, optimizer_step: int) -> None:

@@ -37,6 +37,9 @@ class EagerEngine(LocalEngine):
     def close(self) -> None:
         self._forget_gradients()
 
+    def _copied_over(self, shard: Shard) -> tuple[str, ...]:
+        return ()
+
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor
 

@@ -76,6 +76,10 @@ class FSDP2Engine(LocalEngine):
         for unit in units_of(self.module):
             unit.reshard()
 
+    def _copied_over(self, shard: Shard) -> tuple[str, ...]:
+        replicas = ("dp_replicate",) if self._mesh.dp_replicate > 1 else ()
+        return replicas + self._mesh.tp_if_whole(shard.placement)
+
     def _local(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to_local()
 

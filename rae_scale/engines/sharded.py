@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
-from rae_scale.engines.base import Piece, Read, StepResult
+from rae_scale.engines.base import Copy, Piece, Read, StepResult
 from rae_scale.engines.gradients import clip_factor, group_norms, total_norm
 from rae_scale.engines.optimizer import GroupKey
 from rae_scale.engines.shards import Shard, add_ema, exchange_ema
@@ -63,6 +63,10 @@ class ShardedEngine(ABC):
     def _publish(self) -> None:
         """Let the module compute with what was written into the shards."""
 
+    @abstractmethod
+    def _copied_over(self, shard: Shard) -> tuple[str, ...]:
+        """The axes of the mesh along which ranks hold the same elements as this `shard`."""
+
     @property
     def optimizer_step(self) -> int:
         return self._optimizer_step
@@ -70,11 +74,11 @@ class ShardedEngine(ABC):
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
-    def step(self, lrs: Mapping[str, float]) -> StepResult:
+    def step(self, lrs: Mapping[str, float], norm_limit: float = math.inf) -> StepResult:
         gradients = self._gradients()
         norms = group_norms(gradients, self._mesh)
         norm = total_norm(norms)
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or norm > norm_limit:
             self.discard()
             return StepResult(norm, norms, skipped=True)
         self._update(lrs, clip_factor(norm, self.max_grad_norm))
@@ -84,6 +88,13 @@ class ShardedEngine(ABC):
     def pieces(self) -> Iterator[Piece]:
         for shard in self.shards:
             yield from shard.pieces()
+
+    def copies(self) -> Iterator[Copy]:
+        for shard in self.shards:
+            over = self._copied_over(shard)
+            part = (shard.placement.index if shard.placement.is_split else 0, shard.start, shard.stop)
+            for kind, tensor in shard.tensors.items() if over else ():
+                yield Copy(kind, shard.name, part, over, tensor)
 
     @torch.no_grad()
     def load_pieces(self, read: Read, optimizer_step: int) -> None:

@@ -10,7 +10,7 @@ Accumulation: stage 1 reduces once per step, stages 2 and 3 in every micro-step,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rae_scale.config.schema import EngineConfig, OptimConfig
-from rae_scale.engines.base import Read
+from rae_scale.engines.base import Copy, Read
 from rae_scale.engines.deepspeed_setup import deepspeed_config, hpz_group, import_deepspeed
 from rae_scale.engines.gradients import scale
 from rae_scale.engines.optimizer import GroupKey, adamw, group_parameters, set_learning_rates, set_step
 from rae_scale.engines.sharded import ShardedEngine
-from rae_scale.engines.shards import update_ema
+from rae_scale.engines.shards import Shard, update_ema
 from rae_scale.engines.zero_layout import describe, gradients_of
 from rae_scale.parallel.mesh import Mesh, one_process_group
 from rae_scale.parallel.mpu import MpuView
@@ -70,6 +70,7 @@ class ZeroEngine(ShardedEngine):
         self._zero = self.module.optimizer
         self.optimizer = self._zero.optimizer
         self.shards = describe(self._zero, self.stage, named, self._group, placements, mesh)
+        self._named = named
         if rounded:
             self._set_masters(initial)
         self._ready()
@@ -135,6 +136,22 @@ class ZeroEngine(ShardedEngine):
         self._forget_reduced()
         if self.ema_decay is not None:
             update_ema(self.shards, self.ema_decay)
+
+    def _copied_over(self, shard: Shard) -> tuple[str, ...]:
+        # Partitions are of all data-parallel ranks, replicas included; frozen parameters only in stage 3.
+        whole = shard.group is None and self.stage < 3 and self._mesh.dp_world * self._mesh.sp > 1
+        return (("dp",) if whole else ()) + self._mesh.tp_if_whole(shard.placement)
+
+    def copies(self) -> Iterator[Copy]:
+        yield from super().copies()
+        if self.stage == 3 or self._mesh.dp_world * self._mesh.sp == 1:
+            return
+        # What stages 1 and 2 compute with: gathered from the partitions in each step, whole on every rank.
+        for name, parameter in self._named.items():
+            placement = self.placements[name]
+            if parameter.requires_grad:
+                part = ("gathered", placement.index if placement.is_split else 0)
+                yield Copy("weight", name, part, ("dp", *self._mesh.tp_if_whole(placement)), parameter.detach())
 
     def load_pieces(self, read: Read, optimizer_step: int) -> None:
         super().load_pieces(read, optimizer_step)

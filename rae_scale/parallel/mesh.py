@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from rae_scale.config.schema import ParallelConfig
+from rae_scale.config.schema import FaultConfig, ParallelConfig
 from rae_scale.parallel.placement import Placement
+from rae_scale.parallel.process import settle
 from rae_scale.parallel.ranks import resolve_ranks
 from rae_scale.parallel.variables import integer
 
@@ -99,6 +101,25 @@ class Mesh:
             return replica, self.dp_replicate
         return replica * self.tp + self.tp_rank, self.dp_replicate * self.tp
 
+    def tp_if_whole(self, placement: Placement) -> tuple[str, ...]:
+        """("tp",) if every tensor-parallel rank holds the whole of a parameter, else ()."""
+        return ("tp",) if self.tp > 1 and not placement.is_split else ()
+
+    def copies_group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ along "dp_replicate", "dp" (all of `dp_group`) or "tp" only."""
+        groups = {"dp": self.dp_group, "tp": self.tp_group}
+        group = self.device_mesh["replicate"].get_group() if axis == "dp_replicate" else groups[axis]  # type: ignore[index]
+        assert group is not None, f"there is one rank along {axis}: nothing to compare"
+        return group
+
+    def from_main(self, value: float) -> float:
+        """The main rank's `value` on every rank."""
+        if self.device_mesh is None:
+            return value
+        carrier = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(carrier, src=0)
+        return float(carrier)
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over `dp_group`, in place."""
         if self.dp_group is not None:
@@ -131,12 +152,17 @@ class Mesh:
         return replace(self, object_group=self.save_group)
 
 
-def init_distributed(parallel: ParallelConfig, device: str = "auto") -> torch.device:
+def init_distributed(
+    parallel: ParallelConfig, device: str = "auto", *, timeout_s: float | None = None, store: dist.Store | None = None
+) -> torch.device:
     """Join the other processes of the run, as whatever started them describes them in the environment.
 
     `rae_scale.parallel.ranks` says which launchers are understood; what they say is written back as torchrun's
     variables, which PyTorch and DeepSpeed read. device: "auto" (CUDA where there is one), "cpu" or "cuda". Returns this
     process's device. A run of one process joins nothing and needs no launcher.
+
+    timeout_s: how long a collective may take; None is PyTorch's default. store: through which the ranks find each
+        other; None opens the one that MASTER_ADDR and MASTER_PORT tell.
 
     Raises:
         ValueError: the number of processes is not the product of the sizes in `parallel`, the launcher's variables
@@ -153,6 +179,7 @@ def init_distributed(parallel: ParallelConfig, device: str = "auto") -> torch.de
         )
     if ranks.launched:
         os.environ.update(ranks.variables())
+        settle(ranks.local_rank)
         logger.info("%s", ranks)
     if ranks.ignored:
         logger.warning(
@@ -165,9 +192,13 @@ def init_distributed(parallel: ParallelConfig, device: str = "auto") -> torch.de
         return torch_device
     if torch_device.type == "cuda":
         # Both backends: checkpoints and error reports exchange Python objects, which need no GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch_device)
+        backend: dict[str, Any] = {"backend": "cpu:gloo,cuda:nccl", "device_id": torch_device}
     else:
-        dist.init_process_group("gloo")
+        backend = {"backend": "gloo"}
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
+    # A store says nothing of ranks, unlike the variables that are read without one.
+    place = {} if store is None else {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    dist.init_process_group(**backend, timeout=timeout, **place)
     return torch_device
 
 
@@ -187,8 +218,11 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
-    """The groups for the sizes in `parallel`. Collective: every process calls it, once, after `init_distributed`."""
+def build_mesh(parallel: ParallelConfig, device: torch.device, fault: FaultConfig | None = None) -> Mesh:
+    """The groups for the sizes in `parallel`. Collective: every process calls it, once, after `init_distributed`.
+
+    fault: how long collectives may take; None leaves PyTorch's defaults.
+    """
     sizes = {"dp_replicate": parallel.dp_replicate, "dp_shard": parallel.dp_shard, "sp": parallel.sp, "tp": parallel.tp}
     if parallel.world_size == 1:
         return Mesh(device, **sizes)
@@ -196,7 +230,7 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
     device_mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard", "tp"))
     # Axes as dimensions: a group is made of the ranks that differ in some of them only.
     ranks = torch.arange(parallel.world_size).view(parallel.dp_replicate, parallel.dp_shard, parallel.sp, parallel.tp)
-    return Mesh(
+    mesh = Mesh(
         device,
         **sizes,
         rank=dist.get_rank(),
@@ -208,6 +242,20 @@ def build_mesh(parallel: ParallelConfig, device: torch.device) -> Mesh:
         norm_group=group_over(ranks.flatten(1)),
         save_group=dist.new_group(backend="gloo"),
     )
+    if fault is not None:
+        set_timeouts(mesh, fault)
+    return mesh
+
+
+def set_timeouts(mesh: Mesh, fault: FaultConfig) -> None:
+    """Groups that were made without one have PyTorch's, whatever the default group has: 10 minutes for NCCL."""
+    # Before torch 2.15 the same function had the private name only.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    assert mesh.device_mesh is not None and mesh.save_group is not None
+    groups = [*mesh.device_mesh.get_all_groups(), mesh.dp_group, mesh.sp_group, mesh.sample_group, mesh.norm_group]
+    for group in {group for group in groups if group is not None}:
+        set_timeout(timedelta(seconds=fault.collective_timeout_s), group)
+    set_timeout(timedelta(seconds=fault.save_collective_timeout_s), mesh.save_group)
 
 
 def group_over(ranks: Tensor) -> dist.ProcessGroup:

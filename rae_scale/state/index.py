@@ -140,7 +140,7 @@ def read_index(folder: Path) -> Index:
             f"{folder / INDEX}: format {content.get('format')!r} version {content.get('version')!r}; this release "
             f"reads {FORMAT!r} version {VERSION}; use the release that wrote it"
         )
-    return {
+    index = {
         name: TensorEntry(
             tuple(entry["shape"]),
             {
@@ -150,3 +150,8 @@ def read_index(folder: Path) -> Index:
         )
         for name, entry in content["tensors"].items()
     }
+    files = {stored.file for entry in index.values() for pieces in entry.pieces.values() for stored in pieces}
+    outside = sorted(file for file in files if Path(file).name != file)
+    if outside:
+        raise CheckpointError(f"{folder / INDEX} names {outside[0]!r}, outside the folder: no release has written that")
+    return index

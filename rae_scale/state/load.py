@@ -30,14 +30,18 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     return next((path for path in candidates(Path(run_dir)) if (path / MANIFEST).is_file()), None)
 
 
-def candidates(run_dir: Path) -> list[Path]:
+def candidates(run_dir: Path, up_to: int | None = None) -> list[Path]:
     """The checkpoints of a run that are there, the best to continue first; some may be incomplete.
+
+    up_to: only those of at most so many steps, the newest first.
 
     The best is the one that `latest` names. A save that was interrupted between giving a checkpoint its name and
     pointing to it has left a complete one that nothing names; it counts if there is no better.
     """
     root = run_dir / CHECKPOINTS
     found = step_folders(root)[::-1]
+    if up_to is not None:
+        return [path for path in found if (step_of(path) or 0) <= up_to and (path / MANIFEST).is_file()]
     if (root / LATEST).is_file():
         named = root / (root / LATEST).read_text(encoding="utf-8", errors="replace").strip()
         # A damaged pointer names nothing.

@@ -16,12 +16,15 @@ logger = logging.getLogger(__name__)
 DAMAGED = "damaged-"
 
 
-def intact_checkpoint(run_dir: str | Path, mesh: Mesh) -> Path | None:
+def intact_checkpoint(run_dir: str | Path, mesh: Mesh, up_to: int | None = None) -> Path | None:
     """The best checkpoint of a run whose every file has its hash; None if the run has none at all. Collective, and the
     same on all ranks, which share the reading.
 
     Each damaged one before it is named in a warning and set aside under a name that starts with "damaged-", so that
     neither this nor a later start takes it for a checkpoint.
+
+    up_to: those of later steps are not looked at; None also if all that are are damaged. What is found becomes what
+           `latest` names.
 
     Raises:
         CheckpointError: on all ranks. There are checkpoints, but each is damaged; or the disk cannot be read, which
@@ -29,7 +32,7 @@ def intact_checkpoint(run_dir: str | Path, mesh: Mesh) -> Path | None:
     """
     root = Path(run_dir) / CHECKPOINTS
     (found, earlier), *_ = agree(
-        mesh, lambda: (candidates(Path(run_dir)), sorted(root.glob(f"{DAMAGED}*"))) if mesh.is_main else ([], [])
+        mesh, lambda: (candidates(Path(run_dir), up_to), sorted(root.glob(f"{DAMAGED}*"))) if mesh.is_main else ([], [])
     )
     faults = [f"{path} was set aside as damaged earlier" for path in earlier]
     for folder in found:
@@ -41,7 +44,7 @@ def intact_checkpoint(run_dir: str | Path, mesh: Mesh) -> Path | None:
         fault = "; ".join(problems)
         names = agree(mesh, lambda folder=folder, fault=fault: set_aside(folder, fault) if mesh.is_main else "")  # type: ignore[misc]
         faults.append(f"{fault} (set aside as {names[0]})")
-    if faults:
+    if faults and up_to is None:
         raise CheckpointError(
             f"no checkpoint in {root} can be continued:\n  " + "\n  ".join(faults) + "\n"
             "Put back an intact copy under the name step-..., or choose another run.dir to start anew"

@@ -31,6 +31,8 @@ class Saver:
     def __init__(self, mesh: Mesh, buffer_gb: float) -> None:
         self.staging: Staging | None = None
         """Of the newest save; None if nothing was staged yet."""
+        self.failures = 0
+        """How many saves have failed so far."""
         self._mesh = mesh
         self._saving_mesh = mesh.for_saving()
         self._limit = round(buffer_gb * GB)
@@ -49,7 +51,11 @@ class Saver:
         self.wait()
         started = time.perf_counter()
         if not self._limit:
-            path = save_checkpoint(run_dir, step, engine, self._mesh, extra, retention.last, retention.every)
+            try:
+                path = save_checkpoint(run_dir, step, engine, self._mesh, extra, retention.last, retention.every)
+            except CheckpointError as error:
+                self._failed(error, step)
+                raise
             self._report(path, started)
             return
         description = describe_engine(run_dir, step, engine, self._mesh, extra, retention)
@@ -97,16 +103,16 @@ class Saver:
             self._report(write_checkpoint(description, tensors, self._saving_mesh), started)
         except BaseException as error:
             self._failure = error
-            if not isinstance(error, CheckpointError):
-                logger.warning(
-                    "step %d could not be saved, %r; training ends at its next checkpoint",
-                    description.state["step"],
-                    error,
-                )
-            elif self._mesh.is_main:  # all ranks have agreed on it
-                logger.warning("%s; training ends at its next checkpoint", error)
+            self._failed(error, description.state["step"])
         finally:
             staging.abandon()
+
+    def _failed(self, error: BaseException, step: int) -> None:
+        self.failures += 1
+        if not isinstance(error, CheckpointError):
+            logger.warning("step %d could not be saved, %r", step, error)
+        elif self._mesh.is_main:  # all ranks have agreed on it
+            logger.warning("%s", error)
 
     def _report(self, path: Path, started: float) -> None:
         if self._mesh.is_main:

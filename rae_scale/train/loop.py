@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rae_scale.config import Config
 from rae_scale.data.collate import Batch
@@ -18,10 +19,13 @@ from rae_scale.engines import Engine, StepResult
 from rae_scale.models.flops import peak_flops
 from rae_scale.parallel import Mesh
 from rae_scale.train.callbacks.base import Callback, Metrics
+from rae_scale.train.guard.skipped_data import SkippedData
+from rae_scale.train.guard.skips import Losses, record_skip
+from rae_scale.train.guard.spikes import Spikes
 from rae_scale.train.meters import SumMeter, means, memory_bytes
 from rae_scale.train.schedules import learning_rates
-from rae_scale.train.signals import StopSignal
 from rae_scale.train.stages.base import LossOutput, Stage
+from rae_scale.train.watch import Phase, Watch, take
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +42,27 @@ class Run:
     engine: Engine
     batches: Loader[Batch]
     callbacks: list[Callback]
-    stop: StopSignal = field(default_factory=StopSignal)
+    watch: Watch = field(default_factory=Watch)
     step: int = 0
-    """Global steps that are done: also the index of the next one, which keys its data and its noise."""
+    """Global steps that are done: also the index of the next one."""
     skipped: int = 0
-    """How many of them changed nothing because a loss or a gradient was not finite."""
+    """How many of them changed nothing because a loss or a gradient was not finite, or a spike."""
+    skipped_data: SkippedData = field(default_factory=SkippedData)
+    """What rollbacks have left out."""
+    open_batches: Callable[[int], Loader[Batch]] | None = None
+    """Makes `batches` anew from a step on, for a rollback."""
+    save_failures: int = 0
+    """How many checkpoints could not be written since this process began."""
     stopping: bool = False
-    """A signal reached some rank: this step is the last. The same on all ranks."""
+    """A signal reached some rank: no step follows. The same on all ranks."""
+
+    def __post_init__(self) -> None:
+        self.spikes = Spikes(self.config.fault)
+
+    @property
+    def batch(self) -> int:
+        """Number of the global batch of the next step, which keys its data and its noise."""
+        return self.skipped_data.batch_of(self.step)
 
     @property
     def finished(self) -> bool:
@@ -57,7 +75,11 @@ def run_loop(run: Run) -> None:
         for callback in run.callbacks:
             callback.on_train_start(run)
         while not run.finished:
+            for callback in run.callbacks:
+                callback.on_step_start(run)
             metrics = global_step(run)
+            if metrics is None:
+                break
             for callback in run.callbacks:
                 callback.on_step_end(run, metrics)
         for callback in run.callbacks:
@@ -67,10 +89,13 @@ def run_loop(run: Run) -> None:
             callback.close()
 
 
-def global_step(run: Run) -> Metrics:
-    """One optimiser step over one global batch; counts it in `run.step` and returns its metrics."""
+def global_step(run: Run) -> Metrics | None:
+    """One optimiser step over one global batch; counts it in `run.step` and returns its metrics. None: a signal came
+    before it, and all ranks have left it out."""
     started = time.perf_counter()
-    micro_batches = next(run.batches)
+    micro_batches = next_batches(run)
+    if micro_batches is None:
+        return None
     meter = SumMeter()
     meter.add("data_wait_s", time.perf_counter() - started, 0)
     # Sequence-parallel ranks have the same samples, so each counts its share of them.
@@ -80,34 +105,75 @@ def global_step(run: Run) -> Metrics:
     meter.add("flops", share * sum(run.stage.flops(batch) for batch in micro_batches), 0)
     lrs = learning_rates(run.config.optim, run.step, run.config.run.max_steps)
 
-    result = run.engine.step(lrs) if accumulate(run, micro_batches, meter) else None
-    if result is None or result.skipped:
-        run.skipped += 1
-        if result is not None:
-            record_skip(run, "gradients", [])
-    run.step += 1
+    losses: list[tuple[list[str], Tensor]] = []
+    finite = accumulate(run, micro_batches, meter, losses)
+    # Before the update, which must not happen if the global loss is a spike.
     sums = meter.reduce(run.mesh.all_reduce, run.device)
+    result = update(run, sums["loss"][0], lrs, losses) if finite else None
+    run.step += 1
+    run.watch.clock.step_done(kept=result is not None and not result.skipped)
     return step_metrics(run, sums, result, lrs, time.perf_counter() - started)
 
 
-def accumulate(run: Run, micro_batches: list[Batch], meter: SumMeter) -> bool:
-    """Forward and backward over the micro-batches. False if a loss was not finite on any rank: nothing is kept then."""
+def next_batches(run: Run) -> list[Batch] | None:
+    """This rank's share of the step's global batch, or None on all ranks if any was asked to stop.
+
+    A rank whose storage hangs gives up then, after `fault.stop_grace_s`, so that it is no reason to lose what the
+    others have computed.
+    """
+    stop = run.watch.stop
+    run.watch.enter(Phase.DATA, run.step)
+    batches = None if stop.requested else take(run.batches, lambda: stop.older_than(run.config.fault.stop_grace_s))
+    run.watch.enter(Phase.STEP, run.step)
+    run.stopping = run.watch.stop_agreed(run.mesh)
+    return None if run.stopping else batches
+
+
+def accumulate(run: Run, micro_batches: list[Batch], meter: SumMeter, losses: list[tuple[list[str], Tensor]]) -> bool:
+    """Forward and backward over the micro-batches, whose samples and their losses are added to `losses`. False if a
+    loss was not finite on any rank: nothing is kept then."""
     totals = global_counts(run, micro_batches)
     for number, batch in enumerate(micro_batches, start=1):
+        run.watch.enter(Phase.STEP, run.step)
         batch = batch.to(run.device)
         with run.engine.autocast():
             with torch.no_grad():
-                inputs = run.stage.prepare(batch, run.step)
+                inputs = run.stage.prepare(batch, run.batch)
             output = run.stage.loss(run.engine.module, inputs, totals)
+        losses.append((batch.sample_ids, output.per_sample))
         meter.add("loss", output.loss, 0)
         for name, (total, count) in output.sums.items():
             meter.add(name, total, count)
         if not all_finite(run, output):
             run.engine.discard()
-            record_skip(run, "loss", suspects(batch, output))
+            record_skip(run, "the loss is not finite", losses)
             return False
         run.engine.backward(output.loss, last=number == len(micro_batches))
     return True
+
+
+def update(run: Run, loss: float, lrs: dict[str, float], losses: Losses) -> StepResult | None:
+    """One optimiser step, unless the global `loss` or the gradient is a spike or not finite: then nothing changes.
+
+    None if the gradient was not even looked at. All ranks decide alike.
+    """
+    if run.spikes.watches("loss"):
+        # Tensor-parallel ranks have summed it in groups of their own: not always to the last bit the same.
+        loss = run.mesh.from_main(loss)
+        limit = run.spikes.limit("loss")
+        if loss > limit:
+            run.engine.discard()
+            record_skip(run, f"the loss is a spike: {loss:.6g} is above {limit:.6g}", losses)
+            return None
+    limit = run.spikes.limit("grad_norm")
+    result = run.engine.step(lrs, limit)
+    if not result.skipped:
+        run.spikes.keep(loss, result.grad_norm)
+    elif math.isfinite(result.grad_norm):
+        record_skip(run, f"the gradients are a spike: a norm of {result.grad_norm:.6g} is above {limit:.6g}", losses)
+    else:
+        record_skip(run, "the gradients are not finite", losses)
+    return result
 
 
 def global_counts(run: Run, micro_batches: list[Batch]) -> dict[str, float]:
@@ -121,36 +187,9 @@ def global_counts(run: Run, micro_batches: list[Batch]) -> dict[str, float]:
 
 
 def all_finite(run: Run, output: LossOutput) -> bool:
-    """Whether the loss is finite on every rank. The stop request travels with it, so all ranks stop at one step."""
-    flags = torch.stack([~output.loss.detach().isfinite(), torch.tensor(run.stop.requested, device=run.device)])
-    broken, stop = run.mesh.any(flags)
-    run.stopping = run.stopping or stop
+    """Whether the loss is finite on every rank."""
+    (broken,) = run.mesh.any(~output.loss.detach().isfinite().reshape(1))
     return not broken
-
-
-def suspects(batch: Batch, output: LossOutput) -> list[str]:
-    """Ids of this rank's samples whose loss is not finite."""
-    finite = output.per_sample.isfinite().tolist()
-    return [sample_id for sample_id, ok in zip(batch.sample_ids, finite, strict=True) if not ok]
-
-
-def record_skip(run: Run, reason: str, sample_ids: list[str]) -> None:
-    """Say that step `run.step` changed nothing, in the log and in skipped.jsonl. Every rank calls this."""
-    # Once each: tensor and sequence parallel ranks have the same samples.
-    everyone = list(dict.fromkeys(sample_id for ids in run.mesh.gather_objects(sample_ids) for sample_id in ids))
-    if not run.mesh.is_main:
-        return
-    size = run.config.data.global_batch_size
-    entry = {
-        "step": run.step + 1,
-        "reason": f"{reason} not finite",
-        "positions": [run.step * size, (run.step + 1) * size],
-        "sample_ids": everyone,
-    }
-    with (run.folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-    named = f" of samples {', '.join(everyone)}" if everyone else ""
-    logger.warning("step %d skipped: the %s%s is not finite; see skipped.jsonl", run.step + 1, reason, named)
 
 
 def step_metrics(
@@ -179,5 +218,7 @@ def step_metrics(
         "data_wait_s": totals["data_wait_s"] / (run.mesh.world_size // run.mesh.tp),
         "memory_bytes": memory_bytes(run.device),
         "skipped": run.skipped,
+        "save_failures": run.save_failures,
+        "effective_time": run.watch.effective_time(),
     }
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}

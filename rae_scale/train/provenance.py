@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -21,16 +22,18 @@ def save_provenance(folder: Path, config: Config) -> None:
 
 
 def code_version() -> dict[str, str | bool | None]:
-    """Versions of this package, of what it computes with, and of the git tree if it runs from one."""
+    """Versions of this package, of what it computes with, and of the git tree that it runs or was built from."""
     versions: dict[str, str | bool | None] = {"rae_scale": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    commit = git("rev-parse", "HEAD")
+    # An image has no git tree; the Dockerfile leaves the commit that it was built from in the environment.
+    commit = git("rev-parse", "HEAD") or os.environ.get("RAE_COMMIT") or None
     versions["git_commit"] = commit
-    versions["git_modified"] = None if commit is None else bool(git("status", "--porcelain", "--untracked-files=no"))
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    versions["git_modified"] = None if changed is None else bool(changed)
     return versions
 
 

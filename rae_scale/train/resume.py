@@ -1,13 +1,18 @@
-"""Whether a checkpoint may be continued with a configuration: same model, same data order."""
+"""What of a run a checkpoint holds beside the engine, and whether it may be continued with a configuration: same model,
+same data order."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rae_scale.config import Config
 from rae_scale.data.loader import data_fingerprint
 from rae_scale.state import read_state
+
+if TYPE_CHECKING:
+    from rae_scale.train.loop import Run
 
 GENERATION_SETTINGS = ("model.name", "model.qk_norm", "model.ddt_num_heads", "model.llm.name", "model.llm.connector")
 MODEL_SETTINGS = {
@@ -47,3 +52,31 @@ def check_identity(checkpoint: Path, current: dict[str, Any]) -> None:
             "A run keeps its model and its data. Put the settings back, or start a new run: another run.dir, with "
             "run.init_from if it shall begin from these weights"
         )
+
+
+def progress(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds of a run beside the engine's state: all that decides about later steps."""
+    return {
+        "skipped": run.skipped,
+        "batch": run.batch,
+        "rollbacks": len(run.skipped_data.rollbacks),
+        "spikes": run.spikes.state(),
+    }
+
+
+def set_progress(run: Run, state: Mapping[str, Any]) -> None:
+    """Go on where the checkpoint with this `state` was made.
+
+    Raises:
+        ValueError: the run has left out data since its beginning, and the list of it is gone.
+    """
+    # A converted checkpoint has no past.
+    made_after, listed = state.get("rollbacks", 0), len(run.skipped_data.rollbacks)
+    if made_after > listed:
+        raise ValueError(
+            f"the checkpoint of step {state['step']} was made after {made_after} rollback(s), but skipped_data.json in "
+            f"{run.folder} lists {listed}: which data come next cannot be told; put that file back, or start a new run "
+            "with run.init_from"
+        )
+    run.step, run.skipped = state["step"], state["skipped"]
+    run.spikes.load(state.get("spikes", {}))

@@ -28,10 +28,19 @@ def prompt_batch(chat: ChatTokenizer, prompts: Sequence[str], prompt_template: s
 
 
 @torch.no_grad()
-def sample_latents(model: ScaleRAE, batch: Batch, cfg: SamplerConfig, *, alpha: float, seed: int) -> Tensor:
+def sample_latents(
+    model: ScaleRAE,
+    batch: Batch,
+    cfg: SamplerConfig,
+    *,
+    alpha: float,
+    seed: int,
+    before_each: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Latents [B, T, C] for a batch of `prompt_batch`; noise is a function of (`seed`, `batch.sample_index`).
 
     Every rank of a sharded engine calls this with the same batch, inside `engine.using_ema()`.
+    before_each: called before each evaluation of the velocity; what it raises ends the sampling.
     """
     tokens, channels = model.dit.cfg.num_tokens, model.dit.cfg.in_channels
     no_image = torch.zeros(len(batch), tokens, channels, device=batch.input_ids.device)
@@ -39,7 +48,11 @@ def sample_latents(model: ScaleRAE, batch: Batch, cfg: SamplerConfig, *, alpha: 
     everything = torch.ones(len(batch), dtype=torch.bool, device=condition.device)
 
     def velocity(drop: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x, t: model.velocity(x, t, condition, drop)
+        def evaluate(x: Tensor, t: Tensor) -> Tensor:
+            before_each()
+            return model.velocity(x, t, condition, drop)
+
+        return evaluate
 
     noise = sampling_noise(seed, batch.sample_index, (tokens, channels))
     return sample(guided(velocity(None), velocity(everything), cfg.guidance, cfg.guidance_interval), noise, cfg, alpha)

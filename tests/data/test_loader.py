@@ -47,6 +47,7 @@ def load(tmp_path: Path) -> Callable[..., Loader[list[Row]]]:
         dp_rank: int = 0,
         dp_world: int = 1,
         start_step: int = 0,
+        batch_of: Callable[[int], int] = lambda step: step,
         **config: Any,
     ) -> Loader[list[Row]]:
         settings = {"global_batch_size": 12, "num_workers": 0, "max_bad_fraction": 0.5, **config}
@@ -61,6 +62,7 @@ def load(tmp_path: Path) -> Callable[..., Loader[list[Row]]]:
             dp_rank=dp_rank,
             dp_world=dp_world,
             start_step=start_step,
+            batch_of=batch_of,
         )
 
     return make
@@ -140,6 +142,15 @@ def test_resuming_at_a_step_is_the_same_as_running_through(load, folders) -> Non
     assert loader.step == 4
     assert take(loader, 2) == through[4:]
     assert loader.step == 6
+
+
+def test_left_out_batches_are_passed_over(load, folders) -> None:
+    through = take(load(folders, micro_batch_size=4), 7)
+    skipping = {"micro_batch_size": 4, "batch_of": lambda step: step if step < 2 else step + 3}
+    assert take(load(folders, **skipping), 4) == [*through[:2], *through[5:]]
+    loader = load(folders, start_step=3, **skipping)
+    assert take(loader, 1) == through[6:]
+    assert loader.step == 4
 
 
 def test_the_seed_changes_the_order(load, folders) -> None:

@@ -100,6 +100,17 @@ def test_when_all_are_damaged_each_is_listed_and_no_start_forgets_it(root: Path,
     assert intact_checkpoint(root.parent, mesh) == root / "step-00000002"
 
 
+def test_those_of_later_steps_can_be_passed_over(root: Path, mesh: Mesh) -> None:
+    (root / "step-00000002" / "index.json").unlink()
+    assert intact_checkpoint(root.parent, mesh, up_to=2) == root / "step-00000001"
+    assert latest_checkpoint(root.parent) == root / "step-00000001"
+    assert names(root) == ["damaged-step-00000002", "latest", "step-00000001", "step-00000003"]
+    # Damaged or not there: for who asks for an old one that is the same.
+    (root / "step-00000001" / "index.json").unlink()
+    assert intact_checkpoint(root.parent, mesh, up_to=2) is None
+    assert intact_checkpoint(root.parent, mesh, up_to=2) is None
+
+
 def test_no_checkpoint_is_none(tmp_path: Path, mesh: Mesh) -> None:
     assert intact_checkpoint(tmp_path, mesh) is None
     (tmp_path / "checkpoints").mkdir()

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_world import TinyWorld, read_metrics
 
 from rae_scale.train import train
-from rae_scale.train.callbacks.metrics_log import keep_steps_until
+from rae_scale.train.callbacks.metrics_log import keep_lines
 from rae_scale.train.callbacks.progress import describe
 from rae_scale.train.callbacks.samples import save_grid
 from rae_scale.train.callbacks.tensorboard import tag
@@ -33,7 +33,7 @@ def write_lines(path: Path, *texts: str) -> None:
 def test_later_steps_and_a_torn_line_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, '{"step": 1}\n', '{"step": 2}\n', '{"step": 3}\n', '{"st')
-    keep_steps_until(path, 2)
+    keep_lines(path, lambda line: line["step"] <= 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -42,8 +42,8 @@ def test_a_complete_log_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, '{"step": 1}\n')
     before = path.stat().st_mtime_ns
-    keep_steps_until(path, 1)
-    keep_steps_until(tmp_path / "missing.jsonl", 1)
+    keep_lines(path, lambda line: line["step"] <= 1)
+    keep_lines(tmp_path / "missing.jsonl", lambda line: True)
     assert path.stat().st_mtime_ns == before and not (tmp_path / "missing.jsonl").exists()
 
 

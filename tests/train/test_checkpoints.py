@@ -130,7 +130,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training_at_the_next(
 
     monkeypatch.setattr("rae_scale.state.tensorfile.sync", full)
     with pytest.raises(CheckpointError, match=r"step 2 could not be saved in .*No space left on device"):
-        train(world.config(tmp_path, **SETTINGS | {"run__save_every": 2}))
+        train(world.config(tmp_path, **SETTINGS | {"run__save_every": 2, "fault__on_save_failure": "stop"}))
     assert len(losses(tmp_path)) == 4
     with pytest.raises(CheckpointError, match=r"step 1 could not be saved"):
         train(world.config(tmp_path / "last", **SETTINGS | {"run__max_steps": 1}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,6 +24,15 @@ class Callback:
 
     def on_train_start(self, run: Run) -> None:
         """Before the first step, after a resume; `run.step` steps are done."""
+
+    def on_step_start(self, run: Run) -> None:
+        """Before a global step takes its data; `run.step` steps are done. A rollback happens here."""
+
+    def on_skip(self, run: Run, entry: dict[str, Any]) -> None:
+        """The step under way changed nothing: its line for `skipped.jsonl`. Main rank only."""
+
+    def on_rollback(self, run: Run) -> None:
+        """Training was put back to `run.step`; later steps will be done again, with other data."""
 
     def on_step_end(self, run: Run, metrics: Metrics) -> None:
         """After every global step, `run.step` now counts it. Skipped steps end too."""

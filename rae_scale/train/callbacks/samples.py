@@ -14,8 +14,10 @@ from torch import Tensor
 from rae_scale.config.schema import SamplerConfig
 from rae_scale.data.collate import Batch
 from rae_scale.train.callbacks.base import Callback, Metrics
+from rae_scale.train.guard.lines import write_failed
 from rae_scale.train.sampling import sample_latents
 from rae_scale.train.stages.generation import GenerationStage
+from rae_scale.train.watch import Phase, StopAsked
 
 if TYPE_CHECKING:
     from rae_scale.train.loop import Run
@@ -46,18 +48,35 @@ class Samples(Callback):
         self.every = every
 
     def on_step_end(self, run: Run, metrics: Metrics) -> None:
-        due = run.step % self.every == 0 or run.step == run.config.run.max_steps
-        if not due or run.stopping:  # who asked the run to stop will not wait for pictures
+        if run.step % self.every and run.step != run.config.run.max_steps:
             return
+        with run.watch.phase(Phase.EVALUATION, run.step):
+            try:
+                self.draw(run)
+            except StopAsked:  # who asked the run to stop will not wait for pictures
+                run.stopping = True
+
+    def draw(self, run: Run) -> None:
+        """Raises StopAsked, on all ranks alike."""
         batch = self.prompts.to(run.device)
         with run.engine.using_ema(), run.engine.autocast():
             latents = sample_latents(
-                self.stage.module, batch, self.cfg, alpha=self.stage.alpha, seed=run.config.run.seed
+                self.stage.module,
+                batch,
+                self.cfg,
+                alpha=self.stage.alpha,
+                seed=run.config.run.seed,
+                before_each=lambda: run.watch.leave_if_asked(run.mesh),
             )
             images = self.decode(latents).float().cpu()
         if run.mesh.is_main:
-            self.folder.mkdir(exist_ok=True)
-            save_grid(images, self.folder / f"step-{run.step:08d}.png")
+            path = self.folder / f"step-{run.step:08d}.png"
+            try:
+                self.folder.mkdir(exist_ok=True)
+                save_grid(images, path)
+            except OSError as error:
+                path.unlink(missing_ok=True)  # half of a picture
+                write_failed(run, str(path), error)
             for callback in run.callbacks:
                 callback.on_samples(run, images, self.prompts.captions)
 
