@@ -1,0 +1,1 @@
+"""What would stop or slow a run, found before its first step: on each machine, and between them."""
