@@ -1,4 +1,4 @@
-# Sourced by the launchers: which Python, how many processes, how many threads each, and a free port.
+# Sourced by the launchers: which Python they run.
 # shellcheck shell=bash
 
 # RAE_PYTHON, or the checkout's environment, or what is on the PATH (a container).
@@ -9,29 +9,7 @@ elif [[ -x .venv/bin/python ]]; then
 else
   PYTHON=python3
 fi
-
-# GPUs that this shell may use.
-count_gpus() {
-  if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
-    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true
-  elif command -v nvidia-smi >/dev/null; then
-    nvidia-smi --list-gpus | grep -c '^GPU' || true
-  else
-    echo 0
-  fi
-}
-
-# Share the cores between the processes of this machine, unless the user has decided.
-set_threads() {
-  local processes=$1 cores
-  cores=$(nproc)
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
-}
-
-# Two runs on one machine must not meet on the default port.
-free_port() {
-  "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
+export PYTHON
 
 # Print a command as it could be typed, then run it.
 run() {

@@ -8,14 +8,32 @@ from typing import Annotated
 
 import typer
 
-from rae_scale.cli import bench, checkpoint, convert, data, evaluate, model, plan, reconstruct, sample, train, web
+from rae_scale.cli import (
+    bench,
+    checkpoint,
+    convert,
+    data,
+    evaluate,
+    launch,
+    model,
+    plan,
+    preflight,
+    reconstruct,
+    report,
+    sample,
+    train,
+    web,
+)
 
 TRACEBACK_VARIABLE = "RAE_TRACEBACK"
 
 # rich_markup_mode=None: plain help. The rich one takes longer to import than everything else together.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("train")(train.train)
+app.command("launch", context_settings=launch.SETTINGS)(launch.launch)
 app.command("plan")(plan.plan)
+app.command("preflight")(preflight.preflight)
+app.command("report")(report.report)
 app.command("sample")(sample.sample)
 app.command("reconstruct")(reconstruct.reconstruct)
 app.command("web")(web.web)
