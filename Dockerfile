@@ -1,78 +1,107 @@
 # syntax=docker/dockerfile:1
 #
-#   GPU:  docker build -t rae-scale .
-#         docker build -t rae-scale --build-arg BASE=nvcr.io/nvidia/pytorch:<release> .   (one with torch >= 2.11)
-#   CPU:  docker build -t rae-scale:cpu --build-arg BASE=python:3.12-slim .
+#   make image                                                   GPU, on PyTorch's own image
+#   make image IMAGE_ARGS="--build-arg BASE=nvcr.io/nvidia/pytorch:<release>"      GPU, on NVIDIA's (torch >= 2.11)
+#   make image IMAGE=rae-scale:cpu IMAGE_ARGS="--build-arg DEVICE=cpu"             small, for tests
 #
-#   docker run --rm --gpus all --ipc host -v "$PWD/data:/app/data" -v "$PWD/runs:/app/runs" rae-scale \
-#       launchers/torchrun.sh train configs/run/pretrain-2.4b.yaml
-#
-# The torch of the base image is never replaced: it was built for that image's CUDA, cuDNN and NCCL. Any image with
-# Python 3.11 or newer will do; the default is PyTorch's own.
+# docs/images.md has what is kept from the base, the build arguments, and how a job runs on several machines.
+
+# gpu or cpu: which base, and whether the layers behind the Python packages are GPU kernels or the tools of the tests.
+ARG DEVICE=gpu
 ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-devel
-FROM ${BASE}
+ARG CPU_BASE=python:3.12-slim
 
-# The compiler is for DeepSpeed's and triton's just-in-time builds; git and pdsh are for multi-node runs from a hostfile.
+FROM ${BASE} AS base-gpu
+FROM ${CPU_BASE} AS base-cpu
+
+
+FROM base-${DEVICE} AS system
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# The compiler is for DeepSpeed's and triton's just-in-time builds, git for apex, pdsh and ssh for runs from a hostfile.
+# Host keys in an image would be the same, and known, on every machine: docker/sshd.sh makes a container's own.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends build-essential git openssh-client pdsh \
- && rm -rf /var/lib/apt/lists/*
-
+ && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+      build-essential ca-certificates git openssh-client openssh-server pdsh \
+ && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 # Vendor images constrain pip to their own versions of everything (PIP_CONSTRAINT) or forbid installing (PEP 668).
-# What has to stay is in our constraint file below.
+# What has to stay is in our own constraint file.
 ENV PIP_CONSTRAINT="" \
     PIP_BREAK_SYSTEM_PACKAGES=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore \
     PYTHONUNBUFFERED=1
+WORKDIR /opt/rae-scale
+COPY requirements.txt pyproject.toml docker/packages.py ./
 
-# Dependencies before code: a change of the code does not install them again.
-# What the base brings stays at its version, and our pin of it is dropped; on a bare base nothing is kept.
-COPY requirements.txt /opt/rae-scale/requirements.txt
-RUN <<'SETUP'
-set -eu
-cd /opt/rae-scale
-python3 - <<'PYTHON'
-import re
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-kept = {}
-for name in ("torch", "torchvision", "triton", "pytorch-triton", "transformer-engine", "flash-attn", "apex"):
-    try:
-        kept[name] = version(name)
-    except PackageNotFoundError:
-        pass
-Path("constraints.txt").write_text("".join(f"{name}=={found}\n" for name, found in kept.items()))
-pins = [line for line in Path("requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
-# A vendor's triton may carry another name; where there is a vendor torch, its triton stays too.
-kept_names = set(kept) | ({"triton", "torchvision"} if "torch" in kept else set())
-wanted = [pin for pin in pins if re.split(r"[=<>\[ ]", pin)[0].lower() not in kept_names]
-Path("wanted.txt").write_text("\n".join(wanted) + "\n")
-print("kept from the base image:", kept or "nothing")
-PYTHON
-python3 -m pip install --requirement wanted.txt --constraint constraints.txt
-python3 - <<'PYTHON'
-# Said here, in the build, and not by a wrong result on the cluster.
-from importlib.metadata import version
-from pathlib import Path
+# A GPU base brings its torch. On the CPU base it comes from an index without CUDA: 200 MB in place of 6 GB.
+FROM system AS torch-gpu
+FROM system AS torch-cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 packages.py pins torch torchvision > torch.txt \
+ && python3 -m pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement torch.txt
 
-for line in Path("constraints.txt").read_text().split():
-    name, _, expected = line.partition("==")
-    assert version(name) == expected, f"{name} {expected} of the base image was replaced by {version(name)}"
-import torch, torchvision  # noqa: E401  they must fit each other
 
-print("torch", torch.__version__, "CUDA", torch.version.cuda)
-PYTHON
-SETUP
+# Packages before code: a change of the code does not install them again.
+FROM torch-${DEVICE} AS packages
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 packages.py keep \
+ && python3 -m pip install --requirement wanted.txt --constraint constraints.txt \
+ && python3 -m pip install --no-deps --requirement bare.txt \
+ && python3 packages.py check
 
-# Nothing of the project runs as root. The id matches the first user of most hosts, so that mounted folders are writable.
+
+# The tools of the tests.
+FROM packages AS extras-cpu
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 packages.py extra dev > dev.txt \
+ && python3 -m pip install --requirement dev.txt --constraint constraints.txt \
+ && python3 packages.py check
+
+# GPU kernels, each in a layer of its own: what the base brings stays, what it lacks is compiled for these GPUs, and an
+# empty version leaves it out. pip keeps the compiled wheels in the cache: a changed layer before them does not compile
+# them again.
+FROM packages AS extras-gpu
+ARG CUDA_ARCHS="8.0;9.0;10.0"
+ARG MAX_JOBS=8
+ARG FLASH_ATTN=2.8.3
+RUN --mount=type=cache,target=/root/.cache/pip python3 packages.py build flash-attn "$FLASH_ATTN"
+ARG MEGATRON_CORE=
+RUN --mount=type=cache,target=/root/.cache/pip python3 packages.py build megatron-core "$MEGATRON_CORE"
+ARG APEX=
+RUN --mount=type=cache,target=/root/.cache/pip python3 packages.py build apex "$APEX"
+
+
+FROM extras-${DEVICE} AS final
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# Nothing of the project runs as root. The id is that of the first user on most hosts, so that mounted folders are
+# writable; a user with that id in the base gets our name. Code and packages stay root's: a job cannot change them.
 ARG USER_ID=1000
-RUN id "$USER_ID" >/dev/null 2>&1 || useradd --create-home --uid "$USER_ID" rae
+RUN test "$USER_ID" -gt 0 || { echo "USER_ID=0 is root; choose the id of a user" >&2; exit 1; } \
+ && name=$(getent passwd "$USER_ID" | cut -d: -f1 || true) \
+ && if [ -n "$name" ]; then usermod --login rae --home /home/rae --move-home --shell /bin/bash "$name"; \
+    else useradd --create-home --no-log-init --uid "$USER_ID" --shell /bin/bash rae; fi
 WORKDIR /app
-COPY . /app
-# Editable: the configs and launchers beside the package are used from /app.
-RUN python3 -m pip install --no-deps --editable . && chown -R "$USER_ID" /app
+COPY . .
+# Editable: the configs and launchers beside the package are used from /app. A version that is not the code's would be a
+# label that lies.
+ARG VERSION=
+ARG COMMIT=
+RUN python3 -m pip install --no-cache-dir --no-deps --editable . \
+ && python3 -m compileall -q rae_scale kernels \
+ && python3 /opt/rae-scale/packages.py check --version "$VERSION" \
+ && install --directory --owner "$USER_ID" data runs \
+ && install --mode 644 docker/ssh_config /etc/ssh/ssh_config.d/rae-scale.conf
+LABEL org.opencontainers.image.title="rae-scale" \
+      org.opencontainers.image.description="Train Scale-RAE text-to-image models on GPUs" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$COMMIT"
+# There is no git tree in the image: a run's version.json names the commit from here. Whatever user `docker run --user`
+# names can write its caches to /tmp.
+ENV RAE_COMMIT=$COMMIT RAE_PYTHON=python3 HOME=/tmp
 USER $USER_ID
-ENV HOME=/tmp RAE_PYTHON=python3
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python3", "/app/docker/health.py"]
 ENTRYPOINT ["launchers/docker-entry.sh"]
 CMD ["--help"]

@@ -5,7 +5,12 @@
 #   make test               the tests;  make test-all adds the long ones, but neither of:
 #   make test-fp8           8-bit products, with torchao in a folder of its own
 #   make test-matrix        every parallel layout against one process, and checkpoints from each to each
+#   make test-cluster       two nodes on this machine: launchers, a lost node, fewer nodes (root; apt-get packages it names)
+#   make soak               trainings that are killed 50 times, and what that cost: KILLS=200 for more
 #   make lint               ruff, mypy, import order
+#   make image              build the Docker image: IMAGE=name IMAGE_ARGS="--build-arg DEVICE=cpu", see docs/images.md
+#   make lint-image         the linter on the Dockerfile, and the fast tests of the image's parts
+#   make test-image         build and run it on a bare Debian without Docker (root, buildah, debootstrap; 30 minutes)
 #   make gpu-check          what only a GPU shows, in ten minutes: errors, bandwidth, steps; OUT=folder for results
 #
 # RAE_PYTHON=python3 uses that interpreter as it stands and installs nothing: for images that bring their own torch.
@@ -27,7 +32,8 @@ TEST_ENV := OMP_NUM_THREADS=1
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-from-scratch test test-all test-fp8 test-matrix lint gpu-check clean
+.PHONY: help demo demo-from-scratch test test-all test-fp8 test-matrix test-cluster soak lint \
+	image lint-image test-image gpu-check clean
 
 help:
 	@sed -n '/^#  /s/^#  *//p' Makefile
@@ -39,14 +45,22 @@ demo-from-scratch: $(READY)
 	@RAE_PYTHON="$(PYTHON)" launchers/demo-from-scratch.sh
 
 test: $(READY)
-	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not long and not matrix and not gpu"
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not long and not matrix and not cluster and not gpu and not image"
 
 test-all: $(READY)
-	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not matrix"
+	@$(TEST_ENV) $(PYTEST) -n $(TEST_WORKERS) -m "not matrix and not cluster and not image"
 
 # One test at a time: each starts up to 12 processes.
 test-matrix: $(READY)
 	@$(TEST_ENV) $(PYTEST) -m matrix --durations=0
+
+# One test at a time: each has two nodes with a training of its own.
+test-cluster: $(READY)
+	@$(TEST_ENV) $(PYTEST) -m cluster -rs --durations=0 tests/cluster
+
+KILLS ?= 50
+soak: $(READY)
+	@$(PYTHON) tests/soak/storm.py --kills $(KILLS)
 
 # Not in the virtual environment: wherever torchao is, transformers imports it, which costs every start a second.
 FP8_PACKAGES := $(VENV)/fp8
@@ -60,6 +74,18 @@ lint: $(READY)
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+IMAGE ?= rae-scale
+IMAGE_ARGS ?=
+image:
+	@docker build --tag $(IMAGE) --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' rae_scale/__init__.py)" \
+	--build-arg COMMIT="$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo -modified)" $(IMAGE_ARGS) .
+
+lint-image: $(READY)
+	@$(TEST_ENV) $(PYTEST) -m "not image" tests/image
+
+test-image: $(READY)
+	@$(TEST_ENV) $(PYTEST) -m image -rs -s tests/image
 
 OUT ?= runs/gpu-check
 
