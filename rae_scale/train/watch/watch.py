@@ -134,7 +134,9 @@ class Watch:
         (stop,) = mesh.any(torch.tensor([self.stop.requested], device=mesh.device))
         if stop and not self.stop_reason:
             reasons = mesh.gather_objects(self.stop.reason)
-            self.stop_reason = next(f"{reason} on rank {rank}" for rank, reason in enumerate(reasons) if reason)
+            named = (f"{reason} on rank {rank}" for rank, reason in enumerate(reasons) if reason)
+            # Whoever launched the run may ask by a flag in its folder, which is no rank's.
+            self.stop_reason = next(named, "a request in the run's folder")
         return stop
 
     def leave_if_asked(self, mesh: Mesh) -> None:

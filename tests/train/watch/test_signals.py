@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from rae_scale.parallel import Mesh
 from rae_scale.train.signals import StopSignal
+from rae_scale.train.watch import Watch
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -56,3 +59,12 @@ def test_another_thread_learns_of_a_signal_while_the_main_thread_is_deaf() -> No
     os.close(coming)
     os.close(going)
     assert heard == [True] and stop.reason == "SIGTERM"
+
+
+def test_who_asked_is_said_or_that_it_was_no_rank() -> None:
+    """The launcher of a run on other machines leaves a flag, which has no reason."""
+    for reason, said in (("SIGTERM", "SIGTERM on rank 0"), ("", "a request in the run's folder")):
+        watch = Watch()
+        watch.stop.request(reason)
+        assert watch.stop_agreed(Mesh(torch.device("cpu")))
+        assert watch.stop_reason == said
