@@ -29,6 +29,7 @@ def test_what_is_printed_is_what_is_executed(rae: Rae, tmp_path: Path, monkeypat
     program.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # the launch below has none either
     options = ["--with", "mpi", "--mpi", "openmpi", "--master-port", "31997", "--env", "ODD=a 'b' $c"]
     command = ["--processes", "1", "--", "data", "shapes", "--out", "two words"]
     printed = rae("launch", *options, "--dry-run", *command)

@@ -20,7 +20,6 @@ from rae_scale.models.llm_zoo import LLM_ZOO
 from rae_scale.models.shard_tables import SCALE_RAE, Rule
 from rae_scale.models.zoo import PUBLISHED_SIZES
 from rae_scale.parallel.placement import Placement
-from rae_scale.train import layout as layout_module
 from rae_scale.train.layout import check_layout, layout_report, measure_layout
 from rae_scale.train.layout_sizes import HeldParameter, check_sum, line, rounded, rows_of, sizes_by_part, total_of
 from rae_scale.train.parts import build_parts
@@ -128,7 +127,7 @@ def test_no_process_group_is_left_behind_by_a_failure(monkeypatch: pytest.Monkey
     def fails(*_: object) -> None:
         raise OSError("nothing here")
 
-    monkeypatch.setattr(layout_module, "shard_module", fails)
+    monkeypatch.setattr("rae_scale.engines.fsdp2.shard_module", fails)
     with pytest.raises(OSError, match="nothing here"):
         measure_layout(config(dp_shard=2))
     assert not dist.is_initialized()

@@ -71,7 +71,7 @@ def test_one_process_without_progress_ends_in_time_and_says_where_it_was(world: 
     tree = world.tree(run, fault__train_timeout_s=0.5, fault__heartbeat_s=0.2)
     statuses, seconds = run_to_the_end(alone, 1, tmp_path / "ranks", tree, "sleep_for_ever")
     assert statuses == [STALLED]
-    assert 0.5 <= seconds < 0.5 + MARGIN
+    assert 0.25 <= seconds < 0.5 + MARGIN  # `seconds` begins a moment after the step does
     (stacks,) = read_stacks(run)
     assert "Thread MainThread" in stacks and "in sleep_for_ever" in stacks and "step 3, step for" in stacks
     left = status(run)
