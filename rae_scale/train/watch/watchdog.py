@@ -135,12 +135,13 @@ class Watchdog:
             return True
         return len(ranks) < self._status.world_size and self._others_have_time()
 
-    def _look(self, ranks: Sequence[int]) -> tuple[dict[int, Heartbeat], Culprits, float]:
+    def _look(self, ranks: Sequence[int], silence_s: float = 0.0) -> tuple[dict[int, Heartbeat], Culprits, float]:
+        """silence_s: for how long no rank has written a heartbeat, since all are writing stacks or wait for them."""
         now = time.time()
         beats: dict[int, Heartbeat] = {}
         with self._complain_once("heartbeats/"):
             beats = read_heartbeats(self._run_dir, ranks, self._flags.attempt)
-        return beats, find_culprits(beats, ranks, now, self._stale_s), now
+        return beats, find_culprits(beats, ranks, now, self._stale_s + silence_s), now
 
     def _exchange_flags(self) -> None:
         if self._stop.arrived():
@@ -183,7 +184,7 @@ class Watchdog:
             os._exit(STALLED)
 
     def _pass_verdict(self) -> None:
-        beats, culprits, now = self._look(range(self._status.world_size))
+        beats, culprits, now = self._look(range(self._status.world_size), STACKS_SECONDS)
         place = self._clock.place
         text = describe(culprits, beats, now)
         logger.error(

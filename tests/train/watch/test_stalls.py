@@ -125,7 +125,9 @@ def test_a_rank_without_a_heartbeat_is_named_by_the_others(world: TinyWorld, tmp
     assert statuses == [STALLED, None]  # whoever started it kills the one that is stopped
     assert TIME_OUT <= seconds < TIME_OUT + MARGIN
     assert len(read_stacks(run)) == 1
-    assert "rank 1 on" in status(run)["reason"] and "without a heartbeat" in status(run)["reason"]
+    reason = status(run)["reason"]
+    assert "rank 1 on" in reason and "without a heartbeat" in reason
+    assert "rank 0 on" not in reason  # it has waited for the stacks of rank 1, for longer than heartbeats count
 
 
 @pytest.mark.long
