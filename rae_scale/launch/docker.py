@@ -12,7 +12,6 @@ import yaml
 from rae_scale.launch.command import Command, Launch, NodeCommand, Submission
 from rae_scale.launch.entry import Entry
 
-WORKDIR = "/app"
 # What the training needs of the machine: shared memory for the workers' batches and for NCCL, pages that RDMA may pin.
 UNLIMITED = "-1"
 STACK_BYTES = 67_108_864
@@ -39,7 +38,7 @@ def launch(containers: Containers, entry: Entry, environment: Mapping[str, str],
     """
     argv = ["docker", "run", "--rm", "--init", "--network", "host"]
     if containers.gpus:
-        argv += ["--gpus", "all" if containers.gpus < 0 else str(containers.gpus)]
+        argv += ["--gpus", str(containers.gpus)]
     # --ipc host would do, too, but then the containers of a machine can read each other's shared memory.
     argv += ["--shm-size", containers.shm, "--ulimit", f"memlock={UNLIMITED}", "--ulimit", f"stack={STACK_BYTES}"]
     for device in containers.rdma:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
-import rae_kernels
-import rae_scale
+from rae_scale.parallel.same import code_files, hash_of
 from rae_scale.plan.timeline import Interval
 
 if TYPE_CHECKING:
@@ -70,10 +69,4 @@ def write(file: Path, content: dict[str, Any]) -> None:
 @functools.cache
 def code() -> str:
     """A hash of everything that a trace follows from besides its key: torch, and our own files."""
-    digest = xxhash.xxh3_128(torch.__version__)
-    for package in (rae_scale, rae_kernels):
-        root = Path(package.__path__[0])
-        for file in sorted(root.rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return hash_of(code_files() | {"torch": torch.__version__})

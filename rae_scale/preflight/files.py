@@ -16,6 +16,7 @@ from rae_scale.config.paths import resolve_path
 from rae_scale.data.mds_reader import MDSReader
 from rae_scale.state import latest_checkpoint
 from rae_scale.state.format import CHECKPOINTS, step_folders
+from rae_scale.state.space import existing_folder
 
 MOUNTS = Path("/proc/self/mounts")
 NETWORK_FILE_SYSTEMS = re.compile(
@@ -68,7 +69,7 @@ def probe_run_dir(path: Path) -> RunDir:
         write_and_rename(path)
     except OSError as error:
         problem = f"{error.strerror or error} ({error.filename or path})"
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    existing = existing_folder(path)
     usage = shutil.disk_usage(existing)
     newest = latest_checkpoint(path) if not problem else None
     return RunDir(
@@ -166,8 +167,7 @@ def probe_hub(setting: str, path: str) -> Input:
 def probe_caches() -> Iterator[Cache]:
     triton = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
     for what, path in (("Triton's cache", triton), ("temporary files", tempfile.gettempdir())):
-        folder = Path(path).absolute()
-        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        existing = existing_folder(Path(path))
         problem = "" if os.access(existing, os.W_OK | os.X_OK) else "it cannot be written"
         yield Cache(what, path, file_system(existing), problem)
 

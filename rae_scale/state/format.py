@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ def point_to(checkpoint: Path) -> None:
         sync(file.fileno())
     os.replace(pointer, root / LATEST)
     sync_folder(root)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """First what makes it complete, so that half of it is never taken for a checkpoint."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def file_hash(path: Path) -> str:

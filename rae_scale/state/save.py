@@ -25,6 +25,7 @@ from rae_scale.state.format import (
     CheckpointError,
     point_to,
     rank_file,
+    remove_checkpoint,
     replaced_folder,
     step_folder,
     step_folders,
@@ -178,6 +179,4 @@ def prune(newest: Path, retention: Retention) -> None:
     for path in others[: max(0, len(others) - (retention.last - 1))]:
         if retention.every and (step_of(path) or 0) % retention.every == 0:
             continue
-        # First what makes it complete, so that half of it is never taken for a checkpoint.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        remove_checkpoint(path)

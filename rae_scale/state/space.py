@@ -23,9 +23,12 @@ def checkpoint_bytes(engine: Engine, mesh: Mesh) -> int:
 
 def free_bytes(folder: Path) -> int:
     """On the disk that `folder` is or will be on. Quotas do not show."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(existing_folder(folder)).free
+
+
+def existing_folder(path: Path) -> Path:
+    """`path`, or the nearest of the folders around it that is there."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
 def warn_if_short(run_dir: Path, size: int, count: int) -> bool:

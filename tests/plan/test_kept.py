@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rae_scale.config import Config
+from rae_scale.parallel import same
 from rae_scale.plan import kept as module
 from rae_scale.plan.kept import VARIABLE, kept
 from rae_scale.plan.timeline import Interval
@@ -71,10 +72,12 @@ def test_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_code_is_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file more, or another byte in one, is other code."""
     hashes = []
-    monkeypatch.setattr(module.rae_scale, "__path__", [str(tmp_path)])
-    for name, text in (("a.py", "1"), ("a.py", "2"), ("b/c.py", "")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(same, "PACKAGES", ("toy_package",))
+    for name, text in (("__init__.py", "1"), ("__init__.py", "2"), ("b/c.py", "")):
+        path = tmp_path / "toy_package" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
         hashes.append(module.code.__wrapped__())
     assert len(set(hashes)) == 3
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ POLL_SECONDS = 0.01
 RESTARTS = "8"
 
 
-class Starter(threading.Thread):
+class Starter(threading.Thread, ABC):
     """Alive until the training has ended, well or not.
 
     failure: why it did not end well. attempts: how often all ranks were started. ports: on which rank 0 listened.
@@ -36,9 +37,9 @@ class Starter(threading.Thread):
         self.ports: list[int] = []
         self.stubborn = 0
 
+    @abstractmethod
     def end(self) -> None:
         """Kill whatever runs."""
-        raise NotImplementedError
 
 
 class Forked(Starter):

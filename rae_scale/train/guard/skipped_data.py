@@ -8,7 +8,6 @@ disk before anything is done about it, so a run that dies during a rollback find
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from rae_scale.state.format import (
     CheckpointError,
     point_to,
     read_json,
+    remove_checkpoint,
     step_folders,
     step_of,
     sync_folder,
@@ -122,6 +122,4 @@ def remove_checkpoints(root: Path, unwanted: Callable[[int, int], bool]) -> None
     if removed and kept:
         point_to(kept[-1])
     for path in removed:
-        # First what makes it complete, so that half of it is never taken for a checkpoint.
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
+        remove_checkpoint(path)
