@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Together
 from harness import run_ranks
 from ranks import drift_alone, flips_alone, train_clean
 from tiny_world import TinyWorld, read_metrics
 
 from rae_scale.train.guard import replicas
 from rae_scale.train.guard.replicas import checksum, checksums, describe, position_factors
+from tests.train.guard.conftest import Together
 
 CPU = torch.device("cpu")
 

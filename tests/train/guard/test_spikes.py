@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import Together
 from faulty import RANK_1_FAULTS, RANK_1_FULL, WATCH_SPIKES, curve, faulty_loss
 from harness import run_ranks
 from ranks import faults_alone
@@ -18,6 +17,7 @@ from rae_scale.train import setup, train
 from rae_scale.train.guard.skips import MOST_NAMED, worst
 from rae_scale.train.guard.spikes import LEAST_KEPT, Spikes
 from rae_scale.train.stages import GenerationStage
+from tests.train.guard.conftest import Together
 
 
 def test_the_limit_is_a_multiple_of_the_median_of_kept_steps() -> None:
