@@ -105,32 +105,37 @@ def test_peaks_of_two_ranks(encoder: str, tmp_path: Path) -> None:
     assert_planned(two_ranks(encoder), tmp_path)
 
 
-def grid(encoder: str) -> dict[int, list[Case]]:
-    """Number of ranks -> every engine with every way to keep activations, with and without a moving average, and
+SHARDED = ("fsdp2", "zero1", "zero2", "zero3")
+PARTS = [(1, "eager"), *product((2, 4), SHARDED)]
+
+
+def grid(encoder: str) -> dict[tuple[int, str], list[Case]]:
+    """(ranks, engine) of `PARTS` -> its cases: every way to keep activations, with and without a moving average, and
     layouts of up to four ranks."""
     cases: dict[int, list[Case]] = {1: [], 2: [], 4: []}
-    sharded = ("fsdp2", "zero1", "zero2", "zero3")
     for keeps, ema, precision in product(CHECKPOINTING, (False, True), ("fp32", "bf16")):
         settings = {"activation_checkpointing": keeps, "ema": ema, "precision": precision}
         cases[1].append(case("eager", encoder, **settings))
-        cases[2] += [case(engine, encoder, {"dp_shard": 2}, **settings) for engine in sharded]
-    for keeps, axis, engine in product(CHECKPOINTING, ("tp", "sp"), sharded):
+        cases[2] += [case(engine, encoder, {"dp_shard": 2}, **settings) for engine in SHARDED]
+    for keeps, axis, engine in product(CHECKPOINTING, ("tp", "sp"), SHARDED):
         cases[2].append(case(engine, encoder, {axis: 2}, activation_checkpointing=keeps))
-    for engine, keeps in product(sharded, CHECKPOINTING):
+    for engine, keeps in product(SHARDED, CHECKPOINTING):
         cases[4].append(case(engine, encoder, {"tp": 2, "sp": 2}, activation_checkpointing=keeps))
         cases[4].append(case(engine, encoder, {"dp_shard": 2, "tp": 2}, activation_checkpointing=keeps, ema=True))
-    cases[2] += [case(engine, encoder, {"dp_shard": 2}, micro_steps=2, images=12) for engine in sharded]
-    cases[2] += [case(engine, encoder, {"dp_shard": 2}, llm_trains=False) for engine in sharded]
-    cases[2] += [case(engine, encoder, {"dp_shard": 2}, dit="dit-measured-ddt", precision="bf16") for engine in sharded]
+    cases[2] += [case(engine, encoder, {"dp_shard": 2}, micro_steps=2, images=12) for engine in SHARDED]
+    cases[2] += [case(engine, encoder, {"dp_shard": 2}, llm_trains=False) for engine in SHARDED]
+    cases[2] += [case(engine, encoder, {"dp_shard": 2}, dit="dit-measured-ddt", precision="bf16") for engine in SHARDED]
     cases[4].append(case("fsdp2", encoder, {"dp_replicate": 2, "dp_shard": 2}, precision="bf16"))
-    return cases
+    return {
+        (ranks, engine): [each for each in cases[ranks] if each.name.split()[0] == engine] for ranks, engine in PARTS
+    }
 
 
 @pytest.mark.dist
 @pytest.mark.matrix
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_peaks_of_the_grid(ranks: int, encoder: str, tmp_path: Path) -> None:
-    assert_planned(grid(encoder)[ranks], tmp_path)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part[0]}-{part[1]}")
+def test_peaks_of_the_grid(part: tuple[int, str], encoder: str, tmp_path: Path) -> None:
+    assert_planned(grid(encoder)[part], tmp_path)
 
 
 def published(name: str) -> Config:
@@ -207,8 +212,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     encoder = save_encoder(folder / "encoder")
     print(f"{'':<60}{'planned MB':>12}{'measured MB':>12}{'ratio':>8}")
-    for ranks, cases in grid(encoder).items():
-        place = folder / str(ranks)
+    for (ranks, engine), cases in grid(encoder).items():
+        place = folder / f"{ranks}-{engine}"
         place.mkdir()
         for name, peak in measured(cases, place).items():
             ours = planned(next(each for each in cases if each.name == name)).peak
