@@ -3,6 +3,9 @@
 Before it is sharded, a 9.8B DiT beside a 7B language model is 70 GB of float32 weights: eight processes that each build
 it would need half a terabyte of host memory. So one process of a machine builds it and writes its weights to a file;
 the others build the same modules around nothing and map that file, copying only what their shards take from it.
+
+The file has no name, so that nothing of it stays when processes are killed: the others find it by the writer's open
+file in /proc.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +28,7 @@ from rae_scale.state.agreement import agree
 T = TypeVar("T")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def build_once_per_machine(
@@ -41,48 +45,46 @@ def build_once_per_machine(
     machines = mesh.gather_objects(machine())
     writer, count = machines.index(machines[mesh.rank]), machines.count(machines[mesh.rank])
     built: list[T] = []
+    with contextlib.ExitStack() as open_files:
 
-    def build_and_write() -> Path | None:
-        if writer != mesh.rank:
-            return None
-        built.append(build())
-        return write(module_of(built[0])) if count > 1 else None
+        def build_and_write() -> Path | None:
+            if writer != mesh.rank:
+                return None
+            built.append(build())
+            if count == 1:
+                return None
+            file = open_files.enter_context(written(module_of(built[0])))
+            return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
-    path = agree(mesh, build_and_write)[writer]
-    try:
+        path = agree(mesh, build_and_write)[writer]
         if path is not None and writer != mesh.rank:
             built.append(build_empty())
             fill(module_of(built[0]), path)
         mesh.barrier()
-    finally:
-        if path is not None and writer == mesh.rank:
-            path.unlink(missing_ok=True)
     return built[0]
 
 
-def machine() -> tuple[str, str]:
-    """Equal for processes that see the same files and share their memory: host name, which containers have their own
-    of, and the id of the kernel's start."""
-    return socket.gethostname(), BOOT_ID.read_text() if BOOT_ID.is_file() else ""
+def machine() -> tuple[str, ...]:
+    """Equal for processes that see each other's open files and share their memory: host name, the id of the kernel's
+    start, and the namespace of process numbers. Containers have their own."""
+    boot = BOOT_ID.read_text() if BOOT_ID.is_file() else ""
+    return socket.gethostname(), boot, os.readlink(PID_NAMESPACE) if PID_NAMESPACE.is_symlink() else ""
 
 
-def write(module: nn.Module) -> Path:
-    """The parameters of `module`, one after the other, in a new file, as much as possible in memory.
+@contextlib.contextmanager
+def written(module: nn.Module) -> Iterator[IO[bytes]]:
+    """The parameters of `module`, one after the other, in a file without a name, as much as possible in memory.
 
     Raises:
         OSError: no folder has room for it.
     """
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    descriptor, name = tempfile.mkstemp(prefix="rae-scale-weights-", dir=folder_with_room(size))
-    path = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for parameter in module.parameters():
-                file.write(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
+    # Without a name from the beginning, where the file system can do that; else unlinked at once.
+    with tempfile.TemporaryFile(dir=folder_with_room(size)) as file:
+        for parameter in module.parameters():
+            file.write(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        yield file
 
 
 def folder_with_room(size: int) -> str:
@@ -115,9 +117,9 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def fill(module: nn.Module, path: Path) -> None:
-    """Give the parameters of `module`, which have no memory, the contents of a file of `write`.
+    """Give the parameters of `module`, which have no memory, the contents of a file of `written`.
 
-    The file is mapped: what is never written to exists once for all processes, whether or not it still has a name.
+    The file is mapped: what is never written to exists once for all processes, whether or not it is still open.
     """
     parameters = list(module.parameters())
     size = sum(parameter.numel() for parameter in parameters)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -52,12 +55,23 @@ def two_ranks() -> None:
 
 
 def check_one_build(mesh: Mesh) -> None:
-    written: list[Path] = []
-    write, shared_build.write = shared_build.write, lambda module: written.append(write(module)) or written[-1]
+    files: list[IO[bytes]] = []
+    names: list[int] = []
+    real = shared_build.written
+
+    @contextlib.contextmanager
+    def written(module: nn.Module) -> Iterator[IO[bytes]]:
+        with real(module) as file:
+            files.append(file)
+            names.append(os.fstat(file.fileno()).st_nlink)
+            yield file
+
+    shared_build.written = written
     model = build_once_per_machine(build, build_empty, same, mesh)
-    shared_build.write = write
-    assert len(written) == (mesh.rank == 0)
-    assert not any(path.exists() for path in written)
+    shared_build.written = real
+    # Without a name, so that processes that are killed leave none behind.
+    assert names == [0] * (mesh.rank == 0)
+    assert all(file.closed for file in files)
     expected = scale_rae()
     with torch.no_grad():
         expected.connector.bias.fill_(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -121,7 +120,7 @@ def listening() -> Iterator[int]:
 def test_the_port_is_taken(listening: int) -> None:
     with pytest.raises(Unreachable) as error:
         open_store(ranks_at(listening, 0), 1)
-    assert f"port {listening} is taken by pid {os.getpid()} ({sys.executable}" in error.value.finding.value
+    assert f"port {listening} is taken by pid {os.getpid()} (" in error.value.finding.value
 
 
 def test_something_else_answers_in_place_of_rank_0(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
