@@ -41,7 +41,9 @@ class Recording(TorchDispatchMode):
         options = (ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
         config, kinds = ProfilerConfig(*options), {ProfilerActivity.CPU}
         self.marks: list[Mark] = []
-        self.followed: list[tuple[int, int, StorageWeakRef]] = []
+        # Storage and address -> the newest mark at which a collective had it. A list of all of them, each time that one
+        # was used, took longer to look through than ZeRO-3 took to train.
+        self.followed: dict[tuple[int, int], tuple[int, StorageWeakRef]] = {}
         _prepare_profiler(config, kinds)
         _enable_profiler(config, kinds, {RecordScope.USER_SCOPE})
         return super().__enter__()
@@ -67,18 +69,19 @@ class Recording(TorchDispatchMode):
         if collective:
             leaves = (leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor))
             storages = [leaf.untyped_storage() for leaf in leaves]
-            self.followed += [(each.data_ptr(), len(self.marks), StorageWeakRef(each)) for each in storages]
+            for each in storages:
+                reference = StorageWeakRef(each)
+                self.followed[reference.cdata, each.data_ptr()] = len(self.marks), reference
             self.mark(LEAVE, frozenset(each.data_ptr() for each in storages))
-        elif any(reference.expired() for _, _, reference in self.followed):
+        elif any(reference.expired() for _, reference in self.followed.values()):
             self.mark("")
         return out
 
     def mark(self, name: str, tensors: frozenset[int] = frozenset()) -> None:
         """Begin a phase, "<case> <phase>"; without a name, only say what is gone."""
         # Asked once: between two questions a thread may let go of it.
-        expired = [reference.expired() for _, _, reference in self.followed]
-        gone = tuple((each[0], each[1]) for each, is_gone in zip(self.followed, expired, strict=True) if is_gone)
-        self.followed = [each for each, is_gone in zip(self.followed, expired, strict=True) if not is_gone]
+        expired = [key for key, (_, reference) in self.followed.items() if reference.expired()]
+        gone = tuple((key[1], self.followed.pop(key)[0]) for key in expired)
         with torch.profiler.record_function(f"{MARK}{len(self.marks)}"):
             pass
         self.marks.append(Mark(name, gone, tensors))

@@ -1,6 +1,7 @@
 """Planned memory against what real steps take: the highest total of all tensors, as PyTorch's profiler counts it.
 
-python tests/plan/test_memory.py     the table of the whole grid: planned, measured, their ratio
+python tests/plan/test_memory.py             the table of the whole grid: planned, measured, their ratio
+python tests/plan/test_memory.py 2-zero3     of a part of it
 """
 
 from __future__ import annotations
@@ -214,6 +215,8 @@ def main() -> None:
     print(f"{'':<60}{'planned MB':>12}{'measured MB':>12}{'ratio':>8}")
     for (ranks, engine), cases in grid(encoder).items():
         place = folder / f"{ranks}-{engine}"
+        if sys.argv[1:] and place.name not in sys.argv[1:]:
+            continue
         place.mkdir()
         for name, peak in measured(cases, place).items():
             ours = planned(next(each for each in cases if each.name == name)).peak

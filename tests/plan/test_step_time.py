@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from known import nothing_new
 
 from rae_scale.config import Config
 from rae_scale.plan.hardware import DEFAULT_RATES, Rates, find_cluster
@@ -198,10 +198,9 @@ def test_another_number_of_gpus_is_refused() -> None:
         plan_step(config(parallel={"dp_shard": 8}), find_cluster("h200", 16))
 
 
-def test_planning_again_takes_under_5_ms() -> None:
+def test_planning_again_builds_and_runs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, cluster = config(parallel={"dp_shard": 16, "sp": 2, "tp": 2}), find_cluster("h200", 64)
     plan_step(settings, cluster)
-    started = time.perf_counter()
-    for micro_batch in (1, 2, 4, 8, 16) * 4:
-        plan_step(settings, cluster, micro_batch=micro_batch)
-    assert time.perf_counter() - started < 20 * 0.005
+    with nothing_new(monkeypatch):
+        for micro_batch in (1, 2, 4, 8, 16):
+            plan_step(settings, cluster, micro_batch=micro_batch)
