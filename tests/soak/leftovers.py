@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.util
 import os
 import socket
 import subprocess
@@ -29,6 +30,8 @@ class Leftovers:
             # Shared memory of our own: what others leave in the machine's is not ours.
             subprocess.run(["mount", "--make-rprivate", "/"], check=True)
             subprocess.run(["mount", "-t", "tmpfs", "tmpfs", SHARED_MEMORY], check=True)
+        # Python removes the folder of its helpers at its own end, when `folder` may be gone.
+        multiprocessing.util.get_temp_dir()
         folder.mkdir()
         self.temporary = folder
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
