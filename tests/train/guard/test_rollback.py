@@ -12,6 +12,7 @@ from faulty import Dies, add_callback, curve, faulty_loss
 from tiny_world import SignalAt, TinyWorld, read_metrics
 
 from rae_scale.state import CheckpointError, latest_checkpoint, read_state, read_weights
+from rae_scale.state.format import MANIFEST
 from rae_scale.train import setup, train
 from rae_scale.train.callbacks import Callback
 from rae_scale.train.guard import rollback, skipped_data
@@ -144,7 +145,7 @@ class DieAfter(Callback):
     [
         pytest.param("intact_checkpoint", marks=pytest.mark.long),
         pytest.param("drop_abandoned", marks=pytest.mark.long),
-        pytest.param("remove_one", marks=pytest.mark.long),
+        pytest.param("remove_checkpoint", marks=pytest.mark.long),
         pytest.param("load_checkpoint", marks=pytest.mark.long),
         pytest.param("reopen_batches", marks=pytest.mark.long),
         pytest.param("streak", marks=pytest.mark.long),
@@ -161,6 +162,10 @@ def test_a_run_that_dies_anywhere_around_a_rollback_ends_the_same(
     def dies(*args: Any, **kwargs: Any) -> None:
         raise Dies
 
+    def dies_half_way(folder: Path) -> None:
+        (folder / MANIFEST).unlink()
+        raise Dies
+
     if death == "signal":  # between the two steps that are skipped: the count goes on after the resume
         run_with(world, run_dir, monkeypatch, SignalAt(6))
         assert not (run_dir / "skipped_data.json").exists()
@@ -172,8 +177,8 @@ def test_a_run_that_dies_anywhere_around_a_rollback_ends_the_same(
                 callbacks = [DieAfter(6)]
             elif death == "later":  # in step 6 again, after the rollback
                 callbacks = [DieAfter(6, 2)]
-            elif death == "remove_one":
-                patch.setattr(skipped_data.shutil, "rmtree", dies)
+            elif death == "remove_checkpoint":
+                patch.setattr(skipped_data, death, dies_half_way)
             else:
                 patch.setattr(rollback, death, dies)
             run_with(world, run_dir, monkeypatch, *callbacks)
