@@ -2,13 +2,15 @@
 
     source (its names) -> ours.OurNames -> Chosen (EMA or raw) -> lora.Merged -> sink's plan -> writer.FolderWriter
 
-What cannot be converted is found before anything is written.
+What cannot be converted is found before anything is written; bytes that are not what they were, while they are read:
+then nothing of it stays.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,9 +93,6 @@ def convert(
     with open_source(path) as source:
         settings = Settings(source, path, config)
         tensors, taken = tensors_for(sink, source, settings, weights, only)
-        tensors.check()
-        if lora is not None:
-            tensors = merged(sink, tensors, settings, Path(lora))
         purpose: dict[str, Any] = {
             "version": rae_scale.__version__,
             "source": fingerprint(path),
@@ -102,22 +101,27 @@ def convert(
             "adapter": None if lora is None else fingerprint(Path(lora)),
             "decoder": None if decoder is None else fingerprint(locate(decoder)),
         }
-        job = Job(
-            source=tensors,
-            facts=source.facts,
-            settings=settings,
-            weights=taken,
-            dtype=DTYPES[dtype],
-            only=None if only is None else tuple(only),
-            decoder=None if decoder is None else Path(decoder),
-            out=out,
-            license=license,
-        )
-        plan = sink.plan(job)
-        check_nothing_is_lost(job, plan, sink)
+        with damage_first(tensors):
+            job = Job(
+                source=tensors if lora is None else merged(sink, tensors, settings, Path(lora)),
+                facts=source.facts,
+                settings=settings,
+                weights=taken,
+                dtype=DTYPES[dtype],
+                only=None if only is None else tuple(only),
+                decoder=None if decoder is None else Path(decoder),
+                out=out,
+                license=license,
+            )
+            plan = sink.plan(job)
+            check_nothing_is_lost(job, plan, sink)
         with FolderWriter(out, purpose) as writer:
             remarks = [*([writer.message] if writer.message else []), *plan.remarks]
-            write(job, plan, writer)
+            with damage_first(tensors):
+                write(job, plan, writer)
+            # Not before, though what was read of a damaged source is in the folder by now: most of the check has been
+            # made in passing, and the folder has no name yet.
+            tensors.check()
             verified = verify_folder(job, writer.folder, sink) if verify else None
             writer.finish()
         entries = [entry for file in plan.files for entry in file.entries]
@@ -145,6 +149,16 @@ def tensors_for(
         return ours, None
     taken = choose_weights(source, weights)
     return Chosen(ours, taken or "weight", None if only is None else tuple(only)), taken
+
+
+@contextmanager
+def damage_first(source: Source) -> Iterator[None]:
+    """Where something fails and the source is damaged, the damage is what is raised."""
+    try:
+        yield
+    except CheckpointError:
+        source.check()
+        raise
 
 
 def choose_weights(source: Source, wanted: WeightKind | None) -> WeightKind | None:
@@ -217,7 +231,7 @@ def write(job: Job, plan: Plan, writer: FolderWriter) -> None:
         if file.write is None:
             hashes[file.name] = writer.write(file.name, tensors, file.metadata)
         else:
-            hashes[file.name] = writer.write_whole(file.name, tensors, file.write)
+            hashes[file.name] = writer.write_as(file.name, tensors, file.write)
     plan.complete(writer.folder, hashes)
 
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from rae_scale.convert.dcp_metadata import ChunkedTensor, Item, Metadata, Way, read_metadata
+from rae_scale.convert.file_bytes import FileBytes
 from rae_scale.convert.recognise import naming_of
-from rae_scale.convert.records import FileBytes, StoredTensor
+from rae_scale.convert.records import check_all
 from rae_scale.convert.source import Facts, Form, Naming
+from rae_scale.convert.stored import StoredTensor
 from rae_scale.convert.torch_source import EMA_KEYS, WEIGHT_KEYS
-from rae_scale.convert.torch_zip import TorchFile, check_all
+from rae_scale.convert.torch_zip import TorchFile
 from rae_scale.engines.base import Kind
 from rae_scale.engines.shards import MOMENTS
 from rae_scale.infer.published import CONFIG_JSON
@@ -94,16 +96,17 @@ class DCPSource:
         return self.opened[item]
 
     def check(self) -> None:
-        """Every chunk against the checksums that torch wrote.
+        """Every chunk against the checksum that torch wrote.
 
         Raises:
             CheckpointError: names the file.
         """
-        for tensors in self.tensors.values():
-            for tensor in tensors.values():
-                for chunk, item in tensor.chunks.items():
-                    self.stored(item, chunk, tensor.dtype)
-        check_all(TorchFile(FileBytes(item.path, item.start, item.size)) for item in self.opened)
+        check_all(
+            self.stored(item, chunk, tensor.dtype).storage.record
+            for tensors in self.tensors.values()
+            for tensor in tensors.values()
+            for chunk, item in tensor.chunks.items()
+        )
 
     def __enter__(self) -> DCPSource:
         return self

@@ -19,8 +19,8 @@ from torch import Tensor
 from rae_scale.convert.deepspeed_files import find_tag, open_files, optimizer_step
 from rae_scale.convert.deepspeed_layout import MIXED, Found, Pieces, tensors_of
 from rae_scale.convert.recognise import naming_of
+from rae_scale.convert.records import check_all
 from rae_scale.convert.source import Facts, Form, Naming
-from rae_scale.convert.torch_zip import check_all
 from rae_scale.engines.base import Kind
 from rae_scale.infer.published import CONFIG_JSON
 from rae_scale.models.shard_tables import SCALE_RAE, rule_of
@@ -104,7 +104,7 @@ class DeepSpeedSource:
         Raises:
             CheckpointError: names the file, or the tensor.
         """
-        check_all(self.files.all)
+        check_all(record for file in self.files.all for record in file.all_records)
         for tensors in self.tensors.values():
             for name, tensor in tensors.items():
                 if len(tensor.parts) > 1 and not tensor.is_split:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rae_scale.convert.deepspeed_states import ModelFile, OptimFile
-from rae_scale.convert.records import StoredTensor, runs
+from rae_scale.convert.stored import StoredTensor, runs
 from rae_scale.engines.base import Kind
 from rae_scale.engines.shards import MOMENTS
 from rae_scale.parallel.boxes import Box

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rae_scale.convert.records import FileBytes, StoredTensor
+from rae_scale.convert.file_bytes import FileBytes
+from rae_scale.convert.stored import StoredTensor
 from rae_scale.convert.torch_zip import TorchFile
 from rae_scale.convert.unpickle import Calls, inert
 from rae_scale.state.format import CheckpointError

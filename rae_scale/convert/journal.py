@@ -14,7 +14,7 @@ from rae_scale.state.format import CheckpointError, sync
 
 @dataclass(frozen=True)
 class Stretch:
-    """Bytes of a file that are on disk. casts: `CastErrors.to_json` up to there."""
+    """Bytes of a file that are on disk. Up to there: digest, the hash of the file; casts, `CastErrors.to_json`."""
 
     start: int
     stop: int

@@ -64,13 +64,13 @@ class OurNames:
         self.source.check()
         for target in self.targets:
             if target.repeats:
-                self.check_repeated(target)
+                for kind in self.forms:
+                    self.check_repeated(kind, target)
 
-    def check_repeated(self, target: Target) -> None:
+    def check_repeated(self, kind: Kind, target: Target) -> None:
         """A tensor that is there twice must be the same both times."""
-        for kind, theirs in self.source.forms.items():
-            if target.name not in theirs:
-                continue
+        theirs = self.source.forms[kind]
+        if target.name in theirs:
             for chunk in chunks_of(whole(target.shape), CHUNK_BYTES // theirs[target.name].dtype.itemsize):
                 second = self.source.read(kind, target.name, chunk)
                 for patch in target.patches:

@@ -15,9 +15,10 @@ from rae_scale.convert.casts import CastErrors
 from rae_scale.parallel.boxes import Box, whole
 from rae_scale.state.read import chunks_of
 
-# Of one part of a tensor. Memory of up to 32 MiB is used again, where more would be taken from the system each time.
-CHUNK_BYTES = 16 << 20
-MOST_AHEAD = 2  # parts that wait to be written
+# Of one part of a tensor: read, hashed and cast while a core's own cache holds it, and in memory that is used again,
+# where larger pieces would be given back to the system, which has to clear them for each next one.
+CHUNK_BYTES = 1 << 20
+MOST_AHEAD = 4  # parts that wait to be written
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ class Source(Protocol):
         ...
 
     def check(self) -> None:
-        """Compare everything that has a hash with it.
+        """Compare with its hash everything that has one. Whatever `read` could hash in passing is not read again, so
+        this comes last where a large source is to be read once.
 
         Raises:
             CheckpointError: every file that differs or is missing.

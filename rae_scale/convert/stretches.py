@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import IO, Any
@@ -24,7 +25,6 @@ class StretchWriter:
     def __init__(self, journal: Journal, name: str, file: IO[bytes], digest: xxhash.xxh3_128) -> None:
         self.journal, self.name, self.file, self.digest = journal, name, file, digest
         self.start, self.length = file.tell(), 0
-        self.own = xxhash.xxh3_128()
         self.casts: dict[str, Any] = {}
         self.syncer = ThreadPoolExecutor(1)
         self.syncing: Future[None] | None = None
@@ -32,7 +32,6 @@ class StretchWriter:
     def write(self, part: Part) -> None:
         self.file.write(part.data)
         self.digest.update(part.data)
-        self.own.update(part.data)
         self.length += len(part.data)
         self.casts = part.casts
         if self.length >= STRETCH_BYTES:
@@ -44,11 +43,13 @@ class StretchWriter:
         self.file.flush()
         self.wait()
         stop = self.start + self.length
-        self.syncing = self.syncer.submit(self.note, Stretch(self.start, stop, self.own.hexdigest(), self.casts))
-        self.start, self.length, self.own = stop, 0, xxhash.xxh3_128()
+        self.syncing = self.syncer.submit(self.note, Stretch(self.start, stop, self.digest.hexdigest(), self.casts))
+        self.start, self.length = stop, 0
 
     def note(self, stretch: Stretch) -> None:
         sync(self.file.fileno())
+        # Memory for the next stretch, which would otherwise be taken from what others keep there.
+        os.posix_fadvise(self.file.fileno(), stretch.start, stretch.stop - stretch.start, os.POSIX_FADV_DONTNEED)
         self.journal.note_stretch(self.name, stretch)
 
     def wait(self) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rae_scale.convert.file_bytes import FileBytes
 from rae_scale.convert.recognise import naming_of
-from rae_scale.convert.records import FileBytes, StoredTensor
+from rae_scale.convert.records import check_all
 from rae_scale.convert.source import Facts, Form, Naming, Source
+from rae_scale.convert.stored import StoredTensor
 from rae_scale.convert.tensor_files import read_weight_map
-from rae_scale.convert.torch_zip import TorchFile, check_all
+from rae_scale.convert.torch_zip import TorchFile
 from rae_scale.convert.unpack import ZSTD_SUFFIXES, unpack
 from rae_scale.engines.base import Kind
 from rae_scale.infer.published import CONFIG_JSON
@@ -56,8 +58,8 @@ class TorchSource:
         """Against the hashes of the folder's manifest if `rae-scale convert` wrote it, and otherwise the zip's own."""
         if self.manifest is not None:
             check_files(self.manifest.parent)
-            return
-        check_all(self.files)
+        else:
+            check_all(record for file in self.files for record in file.all_records)
 
     def __enter__(self) -> TorchSource:
         return self

@@ -3,27 +3,23 @@ bytes for every storage. The pickle is read by `unpickle`, which runs nothing, t
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import struct
 import zipfile
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from isal import isal_zlib  # the checksums of zlib, many times as fast
 
-from rae_scale.convert.records import AGAIN, FileBytes, Storage, StoredTensor, Stream
+from rae_scale.convert.file_bytes import AGAIN, FileBytes, Stream, damaged
+from rae_scale.convert.records import Record
+from rae_scale.convert.stored import Storage, StoredTensor
 from rae_scale.convert.unpickle import Calls, Global, read_pickle
 from rae_scale.state.format import CheckpointError
 
 ZIP_MAGIC = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # magic, ..., lengths of the name and the extra field that follow
 LARGEST_PICKLE = 1 << 30
-CHECKERS = min(8, os.cpu_count() or 1)  # threads
-RECORDS_AT_A_TIME = 1024
 
 STORAGES = {
     "torch FloatStorage": torch.float32,
@@ -52,6 +48,7 @@ class TorchFile:
         self.file, self.path = file, file.path
         try:
             self.members = self.read_members()
+            self.records: dict[str, Record] = {}
             self.check_byte_order()
             calls = {**tensor_calls(), **(extra or {})}
             self.content = read_pickle(self.pickle(), calls, str(self.path), self.storage)
@@ -83,7 +80,7 @@ class TorchFile:
 
     def check_byte_order(self) -> None:
         if "byteorder" in self.members:
-            order = self.bytes_of("byteorder")
+            order = self.record("byteorder").contents()
             if order != b"little":
                 raise CheckpointError(
                     f"{self.path} has bytes in {order.decode(errors='replace')}-endian order, read here are "
@@ -93,26 +90,28 @@ class TorchFile:
     def pickle(self) -> bytes:
         if "data.pkl" not in self.members or "constants.pkl" in self.members:
             raise CheckpointError(f"{self.path} is a zip, but not one of tensors that torch.save wrote")
-        start, stop = self.extent("data.pkl")
-        if stop - start > LARGEST_PICKLE:
-            raise CheckpointError(f"{self.path}: its pickle has {stop - start} bytes, which no list of tensors needs")
-        data = self.bytes_of("data.pkl")
-        if isal_zlib.crc32(data) != self.members["data.pkl"].CRC:
-            raise self.damaged("data.pkl is not what was written")
+        record = self.record("data.pkl")
+        if record.size > LARGEST_PICKLE:
+            raise CheckpointError(f"{self.path}: its pickle has {record.size} bytes, which no list of tensors needs")
+        data = record.contents()
+        record.check()
         return data
 
-    def bytes_of(self, name: str) -> bytes:
-        return b"".join(map(bytes, self.file.blocks(*self.extent(name))))
+    def record(self, name: str) -> Record:
+        """A member's bytes."""
+        if name not in self.records:
+            member = self.members[name]
+            header = self.file.read(member.header_offset, LOCAL_HEADER.size)
+            magic, names, extra = LOCAL_HEADER.unpack(header) if len(header) == LOCAL_HEADER.size else (b"", 0, 0)
+            start = member.header_offset + LOCAL_HEADER.size + names + extra
+            if magic != ZIP_MAGIC or start + member.file_size > self.file.size:
+                raise self.damaged(f"{member.filename} is not where it should be")
+            self.records[name] = Record(self.file, name, start, member.file_size, member.CRC)
+        return self.records[name]
 
-    def extent(self, name: str) -> tuple[int, int]:
-        """Where a member's bytes begin and end in the file."""
-        member = self.members[name]
-        header = self.file.read(member.header_offset, LOCAL_HEADER.size)
-        magic, names, extra = LOCAL_HEADER.unpack(header) if len(header) == LOCAL_HEADER.size else (b"", 0, 0)
-        start = member.header_offset + LOCAL_HEADER.size + names + extra
-        if magic != ZIP_MAGIC or start + member.file_size > self.file.size:
-            raise self.damaged(f"{member.filename} is not where it should be")
-        return start, start + member.file_size
+    @property
+    def all_records(self) -> Iterator[Record]:
+        return map(self.record, self.members)
 
     def storage(self, id: Any) -> Storage:
         """What the pickle's id of a tensor's data stands for."""
@@ -123,35 +122,13 @@ class TorchFile:
         dtype = STORAGES[storage_type.name]
         if name not in self.members or numel * dtype.itemsize > self.members[name].file_size:
             raise self.damaged(f"{name} has not the {numel} elements that it should have")
-        return Storage(self.file, self.extent(name)[0], dtype, numel)
+        return Storage(self.record(name), dtype, numel)
 
     def damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is damaged or cut off: {why}; {AGAIN}")
+        return damaged(self.path, why)
 
     def close(self) -> None:
         self.file.close()
-
-
-def check_all(files: Iterable[TorchFile]) -> None:
-    """Compare every byte with the checksums in the zips, several records at a time.
-
-    Raises:
-        CheckpointError: names the first record that is not what was written.
-    """
-    records = ((file, name, file.extent(name)) for file in files for name in file.members)
-    with ThreadPoolExecutor(CHECKERS) as pool:
-        while some := list(itertools.islice(records, RECORDS_AT_A_TIME)):
-            for damaged in pool.map(lambda record: fault_of(*record), some):
-                if damaged is not None:
-                    pool.shutdown(cancel_futures=True)
-                    raise damaged
-
-
-def fault_of(file: TorchFile, name: str, extent: tuple[int, int]) -> CheckpointError | None:
-    crc = 0
-    for block in file.file.blocks(*extent):
-        crc = isal_zlib.crc32(block, crc)
-    return file.damaged(f"{name} is not what was written") if crc != file.members[name].CRC else None
 
 
 def tensor_calls() -> dict[str, Any]:

@@ -14,13 +14,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch._utils import _rebuild_tensor_v2
 
-from rae_scale.state.format import sync
 from rae_scale.state.tensorfile import TensorToWrite
 
 ROOT = "archive"
@@ -69,23 +67,21 @@ class NamePickler(pickle.Pickler):
         return NotImplemented
 
 
-def write_torch(path: Path, tensors: Sequence[TensorToWrite]) -> None:
-    """Write a file from which `torch.load` returns a dict of these tensors, and force it to disk."""
+def write_torch(file: IO[bytes], tensors: Sequence[TensorToWrite]) -> None:
+    """Write what `torch.load` returns as a dict of these tensors, the same bytes each time. `file` may be a pipe, too:
+    checksums then follow the data that they are of, as in the files of `torch.save` itself."""
     names = {
         tensor.key: TensorName(
             StorageName(str(number), tensor.dtype, torch.Size(tensor.shape).numel()), tuple(tensor.shape)
         )
         for number, tensor in enumerate(tensors)
     }
-    with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(f"{ROOT}/data.pkl", pickled(names))
-            archive.writestr(f"{ROOT}/byteorder", "little")
-            for number, tensor in enumerate(tensors):
-                write_data(archive, f"{ROOT}/data/{number}", tensor, file.tell())
-            archive.writestr(f"{ROOT}/version", "3\n")
-        file.flush()
-        sync(file.fileno())
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(f"{ROOT}/data.pkl"), pickled(names))
+        archive.writestr(zipfile.ZipInfo(f"{ROOT}/byteorder"), "little")
+        for number, tensor in enumerate(tensors):
+            write_data(archive, f"{ROOT}/data/{number}", tensor, file.tell())
+        archive.writestr(zipfile.ZipInfo(f"{ROOT}/version"), "3\n")
 
 
 def pickled(names: Mapping[str, TensorName]) -> bytes:

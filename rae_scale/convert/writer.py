@@ -27,14 +27,15 @@ import xxhash
 from torch import Tensor
 
 from rae_scale.convert.casts import CastErrors
+from rae_scale.convert.continued import ContinuedFile
 from rae_scale.convert.journal import FileRecord, Journal
 from rae_scale.convert.parts import Part, TensorOut, boxes_from, parts_of
 from rae_scale.convert.stretches import StretchWriter
 from rae_scale.state.format import READ_BYTES, CheckpointError, file_hash, sync, sync_folder, temporary_folder
 from rae_scale.state.tensorfile import TensorToWrite, encode_header
 
-WriteFile = Callable[[Path, Sequence[TensorToWrite]], None]
-"""Writes a file of another format whole, such as `torchfile.write_torch`."""
+WriteFile = Callable[[IO[bytes], Sequence[TensorToWrite]], None]
+"""Writes a file of another format from beginning to end, such as `torchfile.write_torch`."""
 
 
 class FolderWriter:
@@ -113,13 +114,12 @@ class FolderWriter:
         digest, good = xxhash.xxh3_128(), 0
         for stretch in record.stretches if file.read(len(header)) == header else ():
             # Typed as its base class by the library.
-            own, whole_file = xxhash.xxh3_128(), cast(xxhash.xxh3_128, digest.copy())
+            longer = cast(xxhash.xxh3_128, digest.copy())
             for block in read_range(file, stretch.start, stretch.stop):
-                own.update(block)
-                whole_file.update(block)
-            if own.hexdigest() != stretch.digest:
+                longer.update(block)
+            if longer.hexdigest() != stretch.digest:
                 break
-            digest, good = whole_file, stretch.stop
+            digest, good = longer, stretch.stop
             self.restore_casts(stretch.casts)
         file.truncate(good)
         file.seek(good)
@@ -129,18 +129,28 @@ class FolderWriter:
         if state is not None:
             self.casts = CastErrors.from_json(state)
 
-    def write_whole(self, name: str, tensors: Sequence[TensorOut], write: WriteFile) -> str:
-        """Write a file of another format and return its xxh3-128. One that was interrupted is written anew."""
+    def write_as(self, name: str, tensors: Sequence[TensorOut], write: WriteFile) -> str:
+        """Write a file of another format and return its xxh3-128. What an earlier attempt wrote of it is kept: `write`
+        gets its tensors from there."""
         path, record = self.place(name)
         if record.done is not None:
             return record.done
-        write(path, [self.to_write(tensor) for tensor in tensors])
-        return self.finish_file(name, file_hash(path))
+        with path.open("r+b" if path.is_file() else "w+b") as file:
+            digest = self.keep_prefix(file, record, b"")
+            with StretchWriter(self.journal, name, file, digest) as stretches:
+                continued = ContinuedFile(file, stretches, self.casts)
+                write(cast(IO[bytes], continued), [self.to_write(tensor, continued) for tensor in tensors])
+        return self.finish_file(name, digest.hexdigest())
 
-    def to_write(self, tensor: TensorOut) -> TensorToWrite:
+    def to_write(self, tensor: TensorOut, file: ContinuedFile) -> TensorToWrite:
         def fetch() -> Iterator[Tensor]:
-            for box in tensor.chunks():
-                yield self.casts.cast(tensor.read(box), tensor.dtype, tensor.key)
+            try:
+                for box in tensor.chunks():
+                    kept = file.kept(box.numel, tensor.dtype)
+                    yield self.casts.cast(tensor.read(box), tensor.dtype, tensor.key) if kept is None else kept
+            except BaseException:
+                file.failed = True
+                raise
 
         return TensorToWrite(tensor.key, tensor.shape, tensor.dtype, fetch)
 

@@ -122,10 +122,10 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

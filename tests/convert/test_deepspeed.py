@@ -97,3 +97,4 @@ def test_a_flipped_bit_in_what_the_engine_wrote(written: Path, tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"mp_rank_01_optim_states\.pt is damaged"):
         convert(folder, tmp_path / "out", "native")
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"], "nothing stays of what was written before"

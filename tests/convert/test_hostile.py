@@ -159,9 +159,9 @@ def weights_of(folder: Path) -> Path:
     return path
 
 
-def flip(path: Path, position: int = -1) -> None:
+def flip(path: Path, position: int = -1, bit: int = 1) -> None:
     data = bytearray(path.read_bytes())
-    data[position] ^= 1
+    data[position] ^= bit
     path.write_bytes(data)
 
 
@@ -169,7 +169,14 @@ def test_a_flipped_bit_where_there_is_a_hash(official: Path, tmp_path: Path) -> 
     flip(weights_of(official))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors is damaged"):
         convert(official, tmp_path / "out", "native")
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_damage_is_named_and_not_what_it_leads_to(official: Path, tmp_path: Path) -> None:
+    """Here a number that is too large: the hash is compared when all is read."""
+    flip(weights_of(official), bit=0x40)
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors is damaged"):
+        convert(official, tmp_path / "out", "native", dtype="float16")
 
 
 def edit_tensors(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:

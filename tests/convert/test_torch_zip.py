@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rae_scale.convert import records
-from rae_scale.convert.records import FileBytes, StoredTensor
-from rae_scale.convert.torch_zip import TorchFile, check_all
+from rae_scale.convert import file_bytes
+from rae_scale.convert.file_bytes import FileBytes
+from rae_scale.convert.records import check_all
+from rae_scale.convert.stored import StoredTensor
+from rae_scale.convert.torch_zip import TorchFile
 from rae_scale.parallel.boxes import Box, whole
 from rae_scale.state import CheckpointError
 
@@ -94,14 +96,14 @@ def test_tensors_with_attributes(tmp_path: Path) -> None:
 
 
 def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MOST_OPEN", 2)
+    monkeypatch.setattr(file_bytes, "MOST_OPEN", 2)
     files = []
     for number in range(5):
         torch.save(torch.tensor([number]), tmp_path / f"{number}.pt")
         files.append(open_torch(tmp_path / f"{number}.pt"))
     assert len(FileBytes.opened) == 2
     assert [int(file.content.whole()) for file in files] == list(range(5))
-    check_all(files)
+    check_all(record for file in files for record in file.all_records)
 
 
 def test_a_file_within_a_file(path: Path, tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_file_within_a_file(path: Path, tmp_path: Path) -> None:
     (tmp_path / "outer").write_bytes(b"x" * 100 + data + b"y" * 100)
     inner = TorchFile(FileBytes(tmp_path / "outer", 100, len(data)))
     assert torch.equal(inner.content["model"]["part"].whole(), TENSORS["part"])
-    check_all([inner])
+    check_all(inner.all_records)
     with pytest.raises(CheckpointError, match="is cut off"):
         FileBytes(tmp_path / "outer", 100, len(data) + 101)
 
@@ -123,7 +125,7 @@ def flip(path: Path, position: int) -> None:
 def test_a_flipped_bit_in_a_tensor(path: Path) -> None:
     flip(path, path.read_bytes().index(WEIGHT.numpy().tobytes()) + 1000)
     with pytest.raises(CheckpointError, match=r"model\.pt is damaged or cut off: data/\d+ is not what was written"):
-        check_all([open_torch(path)])
+        check_all(open_torch(path).all_records)
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, bytes]], Any], compression: int = zipfile.ZIP_STORED) -> None:

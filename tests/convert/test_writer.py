@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,22 +198,40 @@ def test_nothing_is_overwritten_and_nobody_else_writes(tmp_path: Path) -> None:
         FolderWriter(tmp_path / "second", PURPOSE)
 
 
-def test_a_file_of_another_format_is_kept_once_it_is_whole(tmp_path: Path) -> None:
-    def write_file(reads: Reads, then: Callable[[FolderWriter], None]) -> None:
-        with FolderWriter(tmp_path / "out", PURPOSE) as writer:
-            writer.write_whole("model.pt", reads.tensors(torch.float16), write_torch)
-            then(writer)
+def write_pt(out: Path, reads: Reads) -> FolderWriter:
+    with FolderWriter(out, PURPOSE) as writer:
+        digest = writer.write_as("model.pt", reads.tensors(torch.float16), write_torch)
+        if reads.stop == AFTER:
+            raise Interrupted
+        writer.finish()
+    assert digest == xxhash.xxh3_128_hexdigest((out / "model.pt").read_bytes())
+    return writer
 
-    def interrupt(_: FolderWriter) -> None:
-        raise Interrupted
 
-    for stop in (4, None):
-        with pytest.raises(Interrupted):
-            write_file(Reads(stop), interrupt)
-    write_file(again := Reads(), FolderWriter.finish)
-    assert again.count == 0
+AFTER = 1000  # reads: all, and killed before the folder is complete
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 6, 9, AFTER])
+def test_a_file_of_another_format_is_continued(stop: int, tmp_path: Path) -> None:
+    whole = write_pt(tmp_path / "whole", every := Reads())
+    with pytest.raises(Interrupted):
+        write_pt(tmp_path / "out", Reads(stop))
+    writer = write_pt(tmp_path / "out", again := Reads())
+    assert (tmp_path / "out" / "model.pt").read_bytes() == (tmp_path / "whole" / "model.pt").read_bytes()
+    # At most the last stretch was lost: 50 elements in float16.
+    assert every.count - stop <= again.count + max(0, stop - every.count)
+    assert again.count <= max(0, every.count - max(0, stop - 12))
+    assert writer.casts == whole.casts
     found = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
     assert all(torch.equal(found[name], tensor.half()) for name, tensor in contents().items())
+
+
+def test_a_file_that_was_begun_in_another_way_is_refused_and_then_begun_anew(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted), FolderWriter(tmp_path / "out", PURPOSE) as writer:
+        writer.write_as("model.pt", list(reversed(Reads(20).tensors(torch.float16))), write_torch)
+    with pytest.raises(CheckpointError, match=r"model\.pt was begun in another way"):
+        write_pt(tmp_path / "out", Reads())
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_errors_of_a_cast_are_the_largest(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """name: its path in the destination. metadata: of a safetensors file. write: None for a safetensors file, which
-    is resumable; else what writes the whole file."""
+    """name: its path in the destination. metadata: of a safetensors file. write: what writes another format, None for
+    safetensors."""
 
     name: str
     entries: Sequence[Entry]

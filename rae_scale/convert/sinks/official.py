@@ -57,7 +57,7 @@ class OfficialSink:
 
 
 class ConsolidatedSink(OfficialSink):
-    """The same in one torch file. It cannot be continued where it was interrupted: it is written anew."""
+    """The same in one torch file."""
 
     def files(self, entries: list[Entry], metadata: Mapping[str, str]) -> list[TensorFile]:
         return [TensorFile(CONSOLIDATED, entries, write=write_torch)]
