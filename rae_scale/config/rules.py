@@ -16,6 +16,8 @@ def check(config: Config) -> list[str]:
     """Return every problem found; an empty list is a valid configuration."""
     return [
         *check_batch(config),
+        *check_images(config),
+        *check_latent_cache(config),
         *check_groups(config),
         *check_engine(config),
         *check_memory_options(config),
@@ -34,6 +36,11 @@ def check_batch(config: Config) -> list[str]:
             f"data.global_batch_size={data.global_batch_size} does not divide by parallel.dp_replicate x dp_shard = "
             f"{ranks} data-parallel ranks; choose a multiple of {ranks}"
         ]
+    if data.global_batch_size % data.lanes:
+        return [
+            f"data.lanes={data.lanes} does not divide data.global_batch_size={data.global_batch_size}; choose a "
+            "divisor of it: the number of nodes, or a small multiple"
+        ]
     local = data.global_batch_size // ranks
     if data.micro_batch_size and local % data.micro_batch_size:
         return [
@@ -41,6 +48,40 @@ def check_batch(config: Config) -> list[str]:
             f"(data.global_batch_size={data.global_batch_size} over {ranks} ranks); choose a divisor of {local}"
         ]
     return []
+
+
+def check_images(config: Config) -> list[str]:
+    data, stage = config.data, config.stage
+    problems = []
+    if data.flip and stage != "decoder":
+        problems.append(
+            f"data.flip=true with stage={stage}: captions say left and right, and letters would be mirrored; set "
+            "data.flip=false (stage=decoder, which reads no text, may flip)"
+        )
+    if data.caption_choice != "first" and stage == "decoder":
+        problems.append(
+            f"data.caption_choice={data.caption_choice} with stage=decoder would be ignored: it reads no captions; "
+            "remove it"
+        )
+    return problems
+
+
+def check_latent_cache(config: Config) -> list[str]:
+    data, stage = config.data, config.stage
+    if data.latent_cache is None:
+        return []
+    problems = []
+    if stage in ("encoder", "decoder"):
+        problems.append(
+            f"data.latent_cache with stage={stage}, which learns from pixels; remove data.latent_cache (it serves "
+            "pretrain and finetune)"
+        )
+    if data.crop == "random":
+        problems.append(
+            "data.latent_cache with data.crop=random: an image is encoded once, so its crop would never change; use "
+            "data.crop=center or square, or remove data.latent_cache"
+        )
+    return problems
 
 
 def check_groups(config: Config) -> list[str]:

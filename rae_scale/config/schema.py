@@ -108,9 +108,20 @@ class LossConfig(Section):
     dense: float = Field(1.0, ge=0, description="encoder stage: per-token pixel regression, keeps tokens local")
 
 
+Crop = Literal["square", "center", "random"]
+
+
 class SourceConfig(Section):
     path: str = Field(description="folder of MDS shards (holds index.json)")
     weight: float = Field(1.0, gt=0)
+
+
+class LatentCacheConfig(Section):
+    """Encoder latents on disk in place of images that are encoded in every step."""
+
+    dir: str = Field(description="folder that every rank sees; the first run fills it, others of the same data use it")
+    dtype: Literal["bf16", "int8"] = Field("bf16", description="int8: half of it, one scale per token")
+    batch_size: Positive = Field(32, description="images that a rank encodes at once while the cache is made")
 
 
 class DataConfig(Section):
@@ -121,8 +132,44 @@ class DataConfig(Section):
     prompt_template: str = Field("Generate an image of {caption}", description="human turn of a captioned image")
     label_markup: bool = Field(False, description="text loss also on ChatML markup of all turns, as the release does")
     num_workers: NonNegative = 2
+    lanes: Positive = Field(
+        1,
+        description="independent streams that each step is cut into; a node reads the shards of its lanes only. 1 for "
+        "one node, else the number of nodes or a small multiple; changes the data order",
+    )
+    shuffle_block: Positive = Field(
+        65_536, description="samples that are shuffled at a time, after the shards; changes the data order"
+    )
+    prefetch_blocks: NonNegative = Field(
+        1, description="shuffle blocks per lane and source that are fetched ahead, where shards come through the cache"
+    )
     max_bad_fraction: Fraction = Field(0.01, description="stop when more samples than this could not be read")
     max_pixels: Positive = Field(89_478_485, description="images with more pixels are refused before decoding")
+    bad_shards: Literal["quarantine", "stop"] = Field(
+        "quarantine",
+        description="what a shard that is missing or fails its hash does: its samples count as bad, or stop",
+    )
+    cache_dir: str | None = Field(
+        None, description="folder for shards of remote sources, on a local disk; null is one in the temporary folder"
+    )
+    cache_gb: float = Field(100.0, gt=0, description="limit of cache_dir, 1e9 bytes, for all processes of a machine")
+    fetch_timeout_s: float = Field(
+        60.0, gt=0, description="an attempt to fetch ends after so long without a byte, or so far behind 256 KiB/s"
+    )
+    fetch_attempts: Positive = Field(6, description="attempts before a remote source counts as unreachable")
+    crop: Crop = Field("square", description="square squashes all of a picture; others cut its largest square out")
+    flip: bool = Field(False, description="mirror half of the pictures; only for stages that read no captions")
+    scaled_decode: bool = Field(
+        False,
+        description="decode large JPEGs at 1/2 to 1/8 of their size, never below the target: half the time, and pixels "
+        "that differ by about as much as JPEG quality 90 costs",
+    )
+    latent_cache: LatentCacheConfig | None = Field(
+        None, description="encode every image once and train on what is kept (small sets, generation stages)"
+    )
+    caption_choice: Literal["first", "weighted"] = Field(
+        "first", description="of a sample with several captions; weighted draws by their weights, or equally"
+    )
 
 
 class GroupConfig(Section):

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from math import isqrt
 
+import numpy as np
 import pytest
 
-from rae_scale.data.order import derive_key, permute
+from rae_scale.data import order
+from rae_scale.data.order import MASK, derive_key, derive_keys, integer_root, permute, permute_many
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 97, 100, 1000, 1023, 1024, 1025])
@@ -49,3 +52,43 @@ def test_the_order_of_today_is_the_order_of_tomorrow() -> None:
 def test_an_index_outside_the_set_is_refused() -> None:
     with pytest.raises(ValueError, match=r"index 5 is outside range\(5\)"):
         permute(5, 5, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 1000, 1025, 10**12, 2**53 + 1, 2**61])
+def test_whole_arrays_are_permuted_as_single_elements(size: int) -> None:
+    indices = sorted({0, 1 % size, size // 3, size // 2, size - 1})
+    keys = [derive_key(number) for number in range(len(indices))]
+    images = permute_many(np.array(indices), np.array([size]), np.array(keys, np.uint64))
+    assert images.tolist() == [permute(index, size, key) for index, key in zip(indices, keys, strict=True)]
+
+
+def test_hashes_too_large_to_add_to_a_digit_are_not_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "mix", lambda value: MASK)
+    monkeypatch.setattr(order, "mix_many", lambda values: np.full_like(values, MASK))
+    indices = np.array([0, 7, 899])  # in 30 x 30 digits: no divisors of 2**64, to which it would make no difference
+    images = permute_many(indices, np.array([900]), np.array([0], np.uint64))
+    assert images.tolist() == [permute(index, 900, 0) for index in indices.tolist()]
+
+
+def test_elements_of_an_array_can_have_sizes_of_their_own() -> None:
+    sizes = np.array([1, 2, 7, 64, 1000])
+    images = permute_many(sizes - 1, sizes, np.array([9], np.uint64))
+    assert images.tolist() == [permute(size - 1, size, 9) for size in sizes.tolist()]
+
+
+def test_keys_of_arrays_are_the_keys_of_their_elements() -> None:
+    parts = np.array([0, 1, -1, 2**62])
+    seeds = (5, -7, 2**64 + 3)
+    keys = derive_keys(*seeds, parts, parts.astype(np.uint64))
+    assert keys.tolist() == [derive_key(*seeds, part, part) for part in parts.tolist()]
+
+
+def test_roots_of_large_squares_are_exact() -> None:
+    bases = [1, 2, 3, 2**26, 2**27 - 1, 2**31 - 1, 3_037_000_499]  # the last square below 2**63
+    values = [value for base in bases for value in (base * base - 1, base * base, base * base + 1)]
+    assert integer_root(np.array(values, np.uint64)).tolist() == list(map(isqrt, values))
+
+
+def test_an_index_outside_the_set_is_refused_in_an_array_too() -> None:
+    with pytest.raises(ValueError, match=r"index 7 is outside range\(7\)"):
+        permute_many(np.array([6, 7]), np.array([7]), np.array([0], np.uint64))
