@@ -160,10 +160,8 @@ def judge_input(entry: Input, ranks: tuple[int, ...]) -> Finding:
 
 def judge_cache(cache: Cache, ranks: tuple[int, ...]) -> Finding:
     where = f"{cache.what} in {cache.path}"
-    fix = "set TRITON_CACHE_DIR (or TMPDIR) to a local folder"
     if cache.problem:
-        return Finding("cache", "fail", f"{where}: {cache.problem}", "kernels cannot be compiled", fix, ranks)
+        return Finding("cache", "fail", f"{where}: {cache.problem}", cache.without, cache.fix, ranks)
     if is_on_network(cache.file_system):
-        why = "every rank compiles its kernels there, and loads them over the network"
-        return Finding("cache", "warn", f"{where} is on {cache.file_system}", why, fix, ranks)
+        return Finding("cache", "warn", f"{where} is on {cache.file_system}", cache.over_network, cache.fix, ranks)
     return Finding("cache", "ok", f"{where} ({cache.file_system})", ranks=ranks)

@@ -107,7 +107,7 @@ def gather_facts(config: Config, place: Place, leads: bool, hosts: Sequence[str]
             names=ask("dns", probe=lambda: name_facts(hosts)),
             run_dir=ask("run-dir", "disk", "shared-dir", probe=lambda: probe_run_dir(Path(config.run.dir))),
             inputs=ask("data", "weights", probe=lambda: tuple(probe_inputs(config))),
-            caches=ask("cache", probe=lambda: tuple(probe_caches())),
+            caches=ask("cache", probe=lambda: tuple(probe_caches(config))),
         )
     return replace(facts, stuck=stuck)
 

@@ -8,12 +8,17 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_path
+from rae_scale.config.schema import DataConfig
+from rae_scale.data.cache.folder import CacheFolder
 from rae_scale.data.mds_reader import MDSReader
+from rae_scale.data.read_options import ReadOptions
+from rae_scale.data.remote import is_remote
 from rae_scale.state import latest_checkpoint
 from rae_scale.state.format import CHECKPOINTS, step_folders
 from rae_scale.state.space import existing_folder
@@ -24,6 +29,7 @@ NETWORK_FILE_SYSTEMS = re.compile(
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PROBE_BYTES = 1 << 20
+PROBE_FETCH_S = 10.0
 MARK = ".preflight-"
 
 
@@ -53,12 +59,23 @@ class Input:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder for what is compiled on this machine."""
+    """A folder for what is compiled or kept on this machine. without, over_network: what it means if the folder cannot
+    be used, or is not on a disk of this machine."""
 
     what: str
     path: str
     file_system: str
     problem: str = ""
+    without: str = "kernels cannot be compiled"
+    over_network: str = "every rank compiles its kernels there, and loads them over the network"
+    fix: str = "set TRITON_CACHE_DIR (or TMPDIR) to a local folder"
+
+
+OF_SHARDS = {
+    "without": "shards cannot be kept, so the run ends at the first one or when the disk is full",
+    "over_network": "shards are sent over the network twice, and written to storage that others use",
+    "fix": "set data.cache_dir to a folder on a disk of this machine, and data.cache_gb to what it has room for",
+}
 
 
 def probe_run_dir(path: Path) -> RunDir:
@@ -111,7 +128,7 @@ def write_and_rename(folder: Path) -> None:
 
 def probe_inputs(config: Config) -> Iterator[Input]:
     for number, source in enumerate(config.data.sources):
-        yield probe_source(f"data.sources[{number}].path", source.path)
+        yield probe_source(f"data.sources[{number}].path", source.path, ReadOptions.of(config.data))
     model = config.model
     settings = {
         "model.llm.path": model.llm.path,
@@ -125,11 +142,16 @@ def probe_inputs(config: Config) -> Iterator[Input]:
             yield probe_weights(setting, path)
 
 
-def probe_source(setting: str, path: str) -> Input:
+def probe_source(setting: str, path: str, options: ReadOptions) -> Input:
+    """The index says what there should be; a shard says that it can be read. Of a remote one only the beginning is."""
     try:
-        reader = MDSReader(resolve_path(path))
-        # The index says what there should be; a sample says that it can be read.
-        if len(reader):
+        # To hash it would be to read it all, and a probe has less time than a run.
+        seconds = min(options.fetch_timeout_s, PROBE_FETCH_S)
+        probing = replace(options, check_hashes=False, fetch_timeout_s=seconds, fetch_attempts=2)
+        reader = MDSReader(resolve_path(path), probing)
+        if len(reader) and reader.fetches:
+            reader.probe(len(reader.sizes) - 1)
+        elif len(reader):
             reader[len(reader) - 1]
         reader.close()
     except (OSError, ValueError) as error:
@@ -164,12 +186,36 @@ def probe_hub(setting: str, path: str) -> Input:
     return Input(setting, path, problem=problem)
 
 
-def probe_caches() -> Iterator[Cache]:
+def probe_caches(config: Config) -> Iterator[Cache]:
     triton = os.environ.get("TRITON_CACHE_DIR") or str(Path.home() / ".triton" / "cache")
     for what, path in (("Triton's cache", triton), ("temporary files", tempfile.gettempdir())):
         existing = existing_folder(Path(path))
         problem = "" if os.access(existing, os.W_OK | os.X_OK) else "it cannot be written"
         yield Cache(what, path, file_system(existing), problem)
+    with suppress(ValueError):  # by a scheme that is not read: the check `data` says so
+        if any(is_remote(source.path) for source in config.data.sources):
+            yield probe_shard_cache(config.data)
+
+
+def probe_shard_cache(data: DataConfig) -> Cache:
+    """For remote sources: can it be written, and is there room for what it may grow to?"""
+    options = ReadOptions.of(data)
+    try:
+        cache = CacheFolder(options.cache_dir, options.cache_gb)
+    except ValueError as error:
+        return Cache("shards of remote sources", tempfile.gettempdir(), "", str(error), **OF_SHARDS)
+    existing = existing_folder(cache.root)
+    room = shutil.disk_usage(existing).free + cache.used()
+    problem = "" if os.access(existing, os.W_OK | os.X_OK) else "it cannot be written"
+    if not problem and room < cache.limit:
+        problem = f"data.cache_gb={data.cache_gb:g}, but its disk has room for {room / 1e9:.0f} GB"
+    return Cache(
+        "shards of remote sources",
+        str(cache.root),
+        file_system(existing),
+        problem,
+        **OF_SHARDS,
+    )
 
 
 def file_system(path: Path) -> str:

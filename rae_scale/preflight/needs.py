@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rae_scale.config import Config
 from rae_scale.plan.duration import checkpoint_size
 from rae_scale.plan.plan import memory_of
-from rae_scale.plan.work import usual_samples
+from rae_scale.plan.samples import usual_samples
 from rae_scale.train.parts import GENERATION_STAGES
 
 

@@ -12,7 +12,15 @@ from rae_scale.config import Config, parse_config
 from rae_scale.data.mds_writer import MDSWriter
 from rae_scale.data.record import Sample
 from rae_scale.preflight import files
-from rae_scale.preflight.files import file_system, is_on_network, probe_caches, probe_inputs, probe_run_dir
+from rae_scale.preflight.files import (
+    file_system,
+    is_on_network,
+    probe_caches,
+    probe_inputs,
+    probe_run_dir,
+    probe_shard_cache,
+)
+from tests.data.hostile_server import serve
 
 
 def test_a_run_dir_is_made_and_left_empty(tmp_path: Path) -> None:
@@ -109,7 +117,30 @@ def test_kinds_of_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "not/yet"))
-    triton, _ = probe_caches()
+    triton, _ = probe_caches(config_with())
     assert triton.path == str(tmp_path / "not/yet")
     assert triton.file_system == file_system(tmp_path)
     assert triton.problem == ""
+
+
+def test_a_remote_source_is_reached_and_its_cache_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "shards").mkdir()
+    writer = MDSWriter(tmp_path / "shards")
+    writer.write(Sample("one", b"bytes of a picture", ("a circle",)))
+    writer.finish()
+    with serve(tmp_path) as server:
+        data = {"sources": [{"path": f"{server.url}/shards"}], "cache_dir": str(tmp_path / "cache"), "cache_gb": 0.001}
+        config = parse_config({"data": data})
+        (found,) = probe_inputs(config)
+        assert (found.content, found.problem) == ("1 samples", "")
+        assert probe_shard_cache(config.data).problem == ""
+        assert "room for" in probe_shard_cache(config.data.model_copy(update={"cache_gb": 1e9})).problem
+        assert not list((tmp_path / "cache").glob("*/*.mds"))  # nothing was fetched for it
+        server.faults["shard.00000.mds"] = [403]
+        (found,) = probe_inputs(config)
+        assert "the server answered 403" in found.problem
+    assert len(list(probe_caches(config))) == 3
+    config = config_with(data="hdfs://there")
+    assert [entry.problem.partition(";")[0] for entry in probe_inputs(config)] == ["hdfs://there: hdfs:// is not read"]
+    assert len(list(probe_caches(config))) == 2
