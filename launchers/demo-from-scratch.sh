@@ -24,12 +24,12 @@ once() {
   fi
 }
 
-once "$DEMO/shards" rae data shapes --out "$DEMO/tars" --count 80000 --seed 1
-once "$DEMO/shards" rae data build "$DEMO"/tars/*.tar --out "$DEMO/shards"
+once "$DEMO/shards/index.json" rae data shapes --out "$DEMO/tars" --count 80000 --seed 1
+once "$DEMO/shards/index.json" rae data build "$DEMO"/tars/*.tar --out "$DEMO/shards"
 once "$DEMO/tokenizer" rae data tokenizer "$DEMO/shards" --out "$DEMO/tokenizer" --prompt-template "Generate {caption}"
-once "$DEMO/shards-finetune" rae data shapes --out "$DEMO/tars-finetune" --count 80000 --seed 2 \
+once "$DEMO/shards-finetune/index.json" rae data shapes --out "$DEMO/tars-finetune" --count 80000 --seed 2 \
   --task-weight colors=3 --task-weight color_attr=4 --task-weight two_object=1.5 --task-weight single_object=0.5
-once "$DEMO/shards-finetune" rae data build "$DEMO"/tars-finetune/*.tar --out "$DEMO/shards-finetune"
+once "$DEMO/shards-finetune/index.json" rae data build "$DEMO"/tars-finetune/*.tar --out "$DEMO/shards-finetune"
 
 run env PROCESSES=1 launchers/torchrun.sh train configs/run/demo-encoder.yaml
 once "$DEMO/weights/encoder" rae checkpoint export "$DEMO/encoder" --out "$DEMO/weights/encoder"

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from rae_scale.data import build as build_module
-from rae_scale.data.build import build
+from rae_scale.data.build import BuildOptions, build
+from rae_scale.data.build.folder import LOCK_NAME, BuildFolder
+from rae_scale.data.build.locks import lock
 from rae_scale.data.mds_reader import MDSReader
+from rae_scale.data.mds_writer import MDSWriter
+from rae_scale.data.prepare import PrepareOptions
 from rae_scale.data.sources import Source
 
 
@@ -37,15 +36,19 @@ def members(image) -> list[tuple[str, bytes]]:
     return bad[:4] + good + bad[4:]
 
 
+SMALL = PrepareOptions(max_pixels=10_000)
+OPTIONS = BuildOptions(prepare=SMALL)
+
+
 def lines(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
 
 
 def test_totals_reconcile_and_every_rejection_is_listed(tar, members, tmp_path: Path) -> None:
     source = tar(members)
-    report = build([source], tmp_path / "out", max_pixels=10_000)
-    assert (report.read, report.written) == (15, 10)
-    assert report.rejected == {"empty text": 1, "undecodable image": 2, "image too large": 1, "no image": 1}
+    report = build([source], tmp_path / "out", OPTIONS)
+    assert (report.counts.read, report.counts.kept, report.counts.duplicates) == (15, 10, 0)
+    assert report.counts.rejected == {"empty text": 1, "undecodable image": 2, "image too large": 1, "no image": 1}
     assert report.damaged == {}
     assert [(line["key"], line["reason"]) for line in lines(tmp_path / "out")] == [
         ("empty", "empty text"),
@@ -54,20 +57,20 @@ def test_totals_reconcile_and_every_rejection_is_listed(tar, members, tmp_path: 
         ("zero", "undecodable image"),
         ("lonely", "no image"),
     ]
-    assert all(line["source"] == str(source) and line["detail"] for line in lines(tmp_path / "out"))
+    assert all(line["source"] == "a.tar" and line["detail"] for line in lines(tmp_path / "out"))
 
 
 def test_samples_arrive_in_order_with_their_images_byte_for_byte(tar, members, tmp_path: Path) -> None:
     source = tar(members)
-    report = build([source], tmp_path / "out", shard_bytes=3000, max_pixels=10_000)
+    report = build([source], tmp_path / "out", BuildOptions(shard_bytes=3000, prepare=SMALL))
     reader = MDSReader(tmp_path / "out")
     assert list(reader) == [
         item.sample for item in Source(source) if item.sample and item.key not in ("cut", "big", "zero")
     ]
     original = dict(members)
     assert [sample.image for sample in reader if sample.key == "3"] == [original["3.jpg"]]
-    assert report.shards == len(reader.shards) > 1
-    assert report.bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.mds"))
+    assert report.shards == len(reader.sizes) > 1
+    assert report.bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("00000-a/*.mds"))
 
 
 def test_several_inputs_become_one_folder(tar, image, tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_several_inputs_become_one_folder(tar, image, tmp_path: Path) -> None:
     listed = tmp_path / "list.jsonl"
     listed.write_text(json.dumps({"image": "a.jpg", "caption": "from the list"}))
     inputs = [tar([("0.jpg", image()), ("0.txt", b"first")], "x.tar"), listed]
-    assert build(inputs, tmp_path / "out").written == 2
+    assert build(inputs, tmp_path / "out").counts.kept == 2
     assert [sample.captions[0] for sample in MDSReader(tmp_path / "out")] == ["first", "from the list"]
 
 
@@ -86,21 +89,23 @@ def test_a_truncated_tar_keeps_its_complete_samples_and_is_reported(pack, image,
     source = tmp_path / "cut.tar"
     source.write_bytes(whole[: whole.index(b"3.jpg") + 700])
     report = build([source], tmp_path / "out")
-    assert (report.written, report.rejected) == (3, {"truncated member": 1})
-    assert list(report.damaged) == [str(source)]
+    assert (report.counts.kept, report.counts.rejected) == (3, {"truncated member": 1})
+    assert list(report.damaged) == ["00000-cut"]
     assert lines(tmp_path / "out")[-1]["reason"] == "damaged input"
     assert "unexpected end of data" in lines(tmp_path / "out")[-1]["detail"]
 
 
 def test_verify_header_only_looks_at_the_size(tar, members, tmp_path: Path) -> None:
-    report = build([tar(members)], tmp_path / "out", verify="header", max_pixels=10_000)
-    assert report.rejected["undecodable image"] == 1  # the empty file; the cut one has a whole header
-    assert report.rejected["image too large"] == 1
+    report = build(
+        [tar(members)], tmp_path / "out", BuildOptions(prepare=PrepareOptions(verify="header", max_pixels=10_000))
+    )
+    assert report.counts.rejected["undecodable image"] == 1  # the empty file; the cut one has a whole header
+    assert report.counts.rejected["image too large"] == 1
 
 
 def test_nothing_usable_still_leaves_the_list_of_reasons(tar, tmp_path: Path) -> None:
     report = build([tar([("0.jpg", b"no image"), ("0.txt", b"a")])], tmp_path / "out")
-    assert (report.written, report.read) == (0, 1)
+    assert (report.counts.kept, report.counts.read) == (0, 1)
     assert len(MDSReader(tmp_path / "out")) == 0
     assert lines(tmp_path / "out")[0]["reason"] == "undecodable image"
 
@@ -109,16 +114,17 @@ def test_a_folder_with_content_is_never_touched(tar, members, tmp_path: Path) ->
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").write_text("data")
-    with pytest.raises(ValueError, match=r"out: exists and is not empty; choose another folder"):
+    with pytest.raises(ValueError, match=r"out: exists, is not empty and has no build.json; choose another folder"):
         build([tar(members)], out)
     assert [path.name for path in out.iterdir()] == ["precious"]
-    assert not (tmp_path / "out.partial").exists()
+    with pytest.raises(ValueError, match="precious: is a file"):
+        build([tar(members)], out / "precious")
 
 
 def test_an_empty_folder_and_missing_parents_are_fine(tar, members, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     for out in (tmp_path / "out", tmp_path / "x" / "y" / "out"):
-        assert build([tar(members)], out).written > 0
+        assert build([tar(members)], out).counts.kept > 0
         assert len(MDSReader(out)) > 0
 
 
@@ -127,52 +133,60 @@ def test_inputs_are_checked_before_anything_is_written(tar, members, tmp_path: P
         build([tar(members), tmp_path / "gone.tar"], tmp_path / "out")
     with pytest.raises(ValueError, match="no inputs"):
         build([], tmp_path / "out")
-    with pytest.raises(ValueError, match="verify='none'"):
-        build([tar(members)], tmp_path / "out", verify="none")
+    with pytest.raises(ValueError, match="engine='dask': choose local or ray"):
+        build([tar(members)], tmp_path / "out", engine="dask")
+    with pytest.raises(ValueError, match="workers=0"):
+        build([tar(members)], tmp_path / "out", workers=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
 
 
-def test_a_failed_build_leaves_nothing(tar, members, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_failed_unit_leaves_the_others_and_nothing_of_itself(corpus, tmp_path: Path, monkeypatch) -> None:
+    write = MDSWriter._write_shard
 
-    monkeypatch.setattr(build_module.MDSWriter, "_flush", full)
+    def full(self: MDSWriter, *rows: object) -> None:
+        if "in-1" in self.folder.name:
+            raise OSError(28, "No space left on device")
+        write(self, *rows)
+
+    monkeypatch.setattr(MDSWriter, "_write_shard", full)
     with pytest.raises(OSError, match="No space left"):
-        build([tar(members)], tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+        build(corpus(2), tmp_path / "out")
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.suffix != ".lock"}
+    assert left == {".lock", ".partial", "build.json", "00000-in-0", *UNIT}
 
 
-def test_a_killed_build_is_started_over_and_ends_the_same(tar, members, tmp_path: Path) -> None:
-    source = tar(members)
-    code = """
-import os, signal, sys
-from rae_scale.data import build
-flush = build.MDSWriter._flush
-def dying(self):
-    flush(self)
-    if len(self.shards) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-build.MDSWriter._flush = dying
-build.build([sys.argv[1]], sys.argv[2], shard_bytes=3000)
-"""
-    killed = subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out")], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / "out.partial").glob("*.mds"))) == 2
-    (tmp_path / "out.partial" / "shard.00099.mds").write_bytes(b"of a build with smaller shards")
-    for name in ("out", "straight"):
-        build([source], tmp_path / name, shard_bytes=3000)
-    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "straight")]
-    assert contents[0] == contents[1]
-    assert not (tmp_path / "out.partial").exists()
+UNIT = {"manifest.json", "rejected.jsonl", "shard.00000.mds"}
 
 
-def test_two_builds_of_one_folder_are_kept_apart(tar, members, tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "shard.00000.mds").write_bytes(b"of the other build")
-    other = os.open(tmp_path / "out.partial", os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match="another build is writing it now"):
-        build([tar(members)], tmp_path / "out")
-    assert (tmp_path / "out.partial" / "shard.00000.mds").read_bytes() == b"of the other build"
-    os.close(other)
+def test_two_builds_of_one_folder_are_kept_apart(corpus, tmp_path: Path) -> None:
+    inputs = corpus(1)
+    build(inputs, tmp_path / "out")
+    with lock(tmp_path / "out" / LOCK_NAME), pytest.raises(ValueError, match="another build is writing it now"):
+        build(inputs, tmp_path / "out")
+    one_part = BuildFolder(tmp_path / "out").builder(alone=False)
+    another = BuildFolder(tmp_path / "out").builder(alone=False)
+    with one_part, another, pytest.raises(ValueError, match="all need --units"):
+        build(inputs, tmp_path / "out")
+
+
+def test_everything_is_on_disk_before_a_unit_has_its_name(corpus, tmp_path: Path, monkeypatch) -> None:
+    synced: set[int] = set()
+    renamed: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def checked_rename(old: Path, new: Path) -> None:
+        assert {path.name for path in old.iterdir()} == UNIT
+        assert {path.stat().st_ino for path in (old, *old.iterdir())} <= synced
+        synced.clear()
+        rename(old, new)
+        renamed.append(new.name)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", checked_rename)
+    build(corpus(1), tmp_path / "out")
+    assert renamed == ["00000-in-0"]
+    assert (tmp_path / "out").stat().st_ino in synced
