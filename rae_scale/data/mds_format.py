@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,11 +23,20 @@ HASH = "xxh3_128"
 UINT32 = struct.Struct("<I")
 
 # The columns that the writer writes, sorted by name as the format demands.
-WRITTEN = {"captions": "json", "image": "bytes", "key": "str", "metadata": "json", "turns": "json"}
+WRITTEN = {
+    "caption_weights": "json",
+    "captions": "json",
+    "image": "bytes",
+    "key": "str",
+    "metadata": "json",
+    "turns": "json",
+}
+LENGTHS = struct.Struct(f"<{len(WRITTEN)}I")
 # The columns that the reader takes from any MDS folder, with the encodings that hold what it needs. Others are skipped
 # without being decoded: an encoding such as `pkl` would run code.
 READABLE = {
     "caption": ("str",),
+    "caption_weights": ("json",),
     "captions": ("json",),
     "image": ("bytes", "jpeg", "png"),
     "key": ("str",),
@@ -45,7 +54,13 @@ class Column:
 
 def encode_sample(sample: Sample) -> bytes:
     """A sample as a row. An absent image is zero bytes; turns keep the official form `[{"from", "value"}]`."""
+    return b"".join(row_parts(sample))
+
+
+def row_parts(sample: Sample) -> list[bytes]:
+    """The row in pieces, of which the image is the sample's own bytes."""
     values = {
+        "caption_weights": json_bytes(sample.caption_weights),
         "captions": json_bytes(sample.captions),
         "image": sample.image or b"",
         "key": sample.key.encode("utf-8"),
@@ -53,10 +68,12 @@ def encode_sample(sample: Sample) -> bytes:
         "turns": json_bytes([{"from": turn.role, "value": turn.value} for turn in sample.turns]),
     }
     parts = [values[name] for name in WRITTEN]
-    return b"".join([*(UINT32.pack(len(part)) for part in parts), *parts])
+    return [LENGTHS.pack(*map(len, parts)), *parts]
 
 
-def json_bytes(value: object) -> bytes:
+def json_bytes(value: Collection[object]) -> bytes:
+    if not value:  # most samples have no turns, and no weights
+        return b"{}" if isinstance(value, dict) else b"[]"
     return json.dumps(value).encode("ascii")
 
 
@@ -77,6 +94,7 @@ def decode_sample(row: bytes, columns: Sequence[Column], name: str) -> Sample:
             captions=tuple(expect(list, values.get("captions", []))),
             turns=parse_turns(turns, name) if turns else (),
             metadata=expect(dict, values.get("metadata", {})),
+            caption_weights=tuple(expect(list, values.get("caption_weights", []))),
         )
     except (struct.error, TypeError, ValueError) as error:
         raise BadSample("corrupt row", f"{name}: {error}") from None
@@ -105,7 +123,8 @@ def split_row(row: bytes, columns: Sequence[Column]) -> list[bytes]:
 def decode_value(encoding: str, data: bytes) -> Any:
     if encoding == "str":
         return data.decode("utf-8")
-    return json.loads(data) if encoding == "json" else data
+    # As text: of bytes, json.loads guesses the encoding first, which takes as long again for values as short as these.
+    return json.loads(str(data, "utf-8")) if encoding == "json" else data
 
 
 def columns_of(shard: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -115,6 +134,10 @@ def columns_of(shard: Mapping[str, Any]) -> tuple[Column, ...]:
         for values in zip(shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True)
     )
     for column in columns:
+        if not isinstance(column.name, str) or not (
+            column.size is None or (type(column.size) is int and column.size >= 0)
+        ):
+            raise ValueError(f"column {column.name!r} of {column.size!r} bytes; build the folder again")
         allowed = READABLE.get(column.name, (column.encoding,))
         if column.encoding not in allowed:
             raise ValueError(

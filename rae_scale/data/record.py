@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from rae_scale.data.latents.numbers import Latents
 
 Role = Literal["human", "gpt"]
 IMAGE_PLACEHOLDER = "<image>"
@@ -37,8 +40,11 @@ class Turn:
 class Sample:
     """What a shard holds for one sample. Has captions or turns (or both: then the turns are used).
 
-    image:    the encoded file (JPEG, PNG, WebP), exactly the bytes it was built from; None for text only.
-    captions: descriptions of the image, the preferred one first.
+    image:           the encoded file (JPEG, PNG, WebP), exactly as it was built; None for text only.
+    captions:        descriptions of the image, the preferred one first.
+    caption_weights: how often each is to be seen, in proportion; empty states no preference.
+
+    Raises ValueError for weights that do not belong to the captions, or that nothing can be drawn by.
     """
 
     key: str
@@ -46,6 +52,11 @@ class Sample:
     captions: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    caption_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.caption_weights:
+            check_weights(self.caption_weights, len(self.captions), self.key)
 
     def conversation(self, prompt_template: str) -> tuple[Turn, ...]:
         """The sample as turns: its own, or its first caption as a request answered by the image.
@@ -61,16 +72,32 @@ class Sample:
         return (Turn("human", request), Turn("gpt", ANSWER_WITH_IMAGE))
 
 
+def check_weights(weights: tuple[float, ...], count: int, key: str) -> None:
+    if len(weights) != count:
+        raise ValueError(f"sample {key!r} has {len(weights)} caption_weights for {count} captions; give one for each")
+    if not all(type(weight) in (int, float) and 0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"sample {key!r}: caption_weights {weights} must be finite numbers from 0 on")
+    if not 0 < sum(weights) < math.inf:
+        raise ValueError(f"sample {key!r}: caption_weights {weights} must have a finite sum above 0")
+
+
 @dataclass(frozen=True)
 class DecodedSample:
     """A sample at its place in the data order, its image decoded and resized.
 
     sample_index: global position in the infinite data order; noise, time and dropout are functions of it.
-    sample_id:    where the sample lies, for messages: `folder:index:key`.
-    pixels:       uint8 `[size, size, 3]`, None when the sample has no image.
+    sample_id:    where the sample lies, for messages: `folder:index:key`, then `:caption N` (from 0) if one was drawn.
+    sample:       with the drawn caption alone, if one was.
+    pixels:       uint8 `[size, size, 3]`, None when the sample has no image or its latents are given.
+    latents:      from a latent cache, zeros when the sample has no image; None without a cache.
     """
 
     sample_index: int
     sample_id: str
     sample: Sample
     pixels: np.ndarray | None
+    latents: Latents | None = None
+
+    @property
+    def has_image(self) -> bool:
+        return self.sample.image is not None

@@ -1,7 +1,8 @@
 """Reads the members of a tar file, grouped into samples the webdataset way: `key.suffix`.
 
-Nothing is extracted. The headers are scanned first, which finds links, duplicates, oversized members and a truncated
-end before any data is read; each member is then read from its own offset, so memory holds one sample at a time.
+Nothing is extracted under its own name (a compressed tar is unpacked to a file without a name). The headers are scanned
+first, which finds links, duplicates, oversized members and a truncated end before any data is read; each member is then
+read from its own offset, so memory holds one sample at a time.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, NamedTuple
 
 from rae_scale.data.record import BadSample
+from rae_scale.data.tar_headers import TarHeaders
+from rae_scale.data.unpack import is_packed, unpack
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_MEMBERS = 2_000_000
 MAX_NAME_LENGTH = 512
-# Long names and pax records precede a member as extra header data, which tarfile reads into memory in one piece.
-MAX_HEADER_BYTES = 2**20
 
 # These suffixes hold the whole file name in the one-folder-per-sample variant: `000017/image.jpg`.
 FOLDER_MEMBERS = ("image.jpg", "image.jpeg", "image.png", "image.webp", "synthetic_caption.txt", "original_caption.txt")
@@ -30,8 +32,7 @@ FOLDER_MEMBERS = ("image.jpg", "image.jpeg", "image.png", "image.webp", "synthet
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     name: str
     offset: int
     size: int
@@ -51,14 +52,20 @@ class TarReader:
 
     groups:  in order of first appearance; members of a key need not be neighbours.
     damage:  why the archive could not be read to its end, else None. What was complete is in `groups`.
-    Raises FileNotFoundError or PermissionError; a file that is no tar has no groups and says so in `damage`.
+
+    Raises FileNotFoundError or PermissionError, and OSError when there is no room to unpack a compressed tar. A file
+    that is no tar has no groups and says so in `damage`.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  closed by close()
         self.groups: list[Group] = []
         self.damage: str | None = None
+        self._file: IO[bytes]
+        if is_packed(self.path):
+            self._file, self.damage = unpack(self.path)
+        else:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  closed by close()
         self._group_of_key: dict[str, Group] = {}
         self._member_of_name: dict[str, Member] = {}
         self._scan()
@@ -83,22 +90,22 @@ class TarReader:
         self.close()
 
     def _scan(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        unpacking_damage = self.damage
         try:
-            with tarfile.TarFile(fileobj=_HeaderFile(self._file), mode="r") as archive:  # type: ignore[arg-type]
-                self._scan_members(archive, size)
-                if self.damage is None:
-                    self.damage = self._tail_damage(archive.offset, size)
+            headers = TarHeaders(self._file, size)
+            self._scan_members(headers, size)
+            if self.damage is None:
+                self.damage = self._tail_damage(headers.end, size)
         # tarfile lets some of these escape from malformed pax records.
         except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             self.damage = f"cannot be read to its end, truncated, corrupt or not a tar: {error}"
+        self.damage = unpacking_damage or self.damage
 
-    def _scan_members(self, archive: tarfile.TarFile, size: int) -> None:
+    def _scan_members(self, headers: TarHeaders, size: int) -> None:
         end = 0
-        count = 0
-        while (info := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            count += 1
+        for count, info in enumerate(headers, start=1):
             if info.size < 0 or info.offset_data < end:
                 self.damage = f"corrupt header: {info.name!r} points backwards in the file"
                 return
@@ -135,20 +142,6 @@ class TarReader:
             if any(block):
                 return f"unreadable data after byte {offset}: corrupt header, or several archives joined into one"
         return None
-
-
-class _HeaderFile:
-    """The file as tarfile sees it: refuses header data of absurd length before it is read into memory."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek = file.seek
-        self.tell = file.tell
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"header data of {size} bytes (limit {MAX_HEADER_BYTES})")
-        return self._file.read(size)
 
 
 def split_name(name: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rae_scale.data import sources, text
+from rae_scale.data import json_lines, text
 from rae_scale.data.record import Sample, Turn
 from rae_scale.data.sources import Item, Source
 
@@ -187,7 +187,7 @@ def test_json_lines_find_images_beside_the_file(read_lines, tmp_path: Path) -> N
 
 
 def test_bad_lines_are_rejected_with_a_reason(read_lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 300)
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 300)
     lines = {
         b"{": "bad json",
         b"\xff": "invalid text",
@@ -204,7 +204,7 @@ def test_bad_lines_are_rejected_with_a_reason(read_lines, tmp_path: Path, monkey
     assert [reason(item) for item in read_lines(lines)] == list(lines.values())
 
 
-@pytest.mark.parametrize("name", ["a.zip", "folder", "a.tar.gz"])
+@pytest.mark.parametrize("name", ["a.zip", "folder", "a.json"])
 def test_an_unknown_kind_of_input_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="unknown kind of input"):
         Source(tmp_path / name)
