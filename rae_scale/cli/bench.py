@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rae_scale.cli import bench_parts, bench_steps
+from rae_scale.cli import bench_build, bench_parts, bench_steps
 from rae_scale.cli.bench_options import Against, Repeats, Small
 from rae_scale.cli.options import Device
 
@@ -77,6 +77,7 @@ def attention(
 app.command("step")(bench_steps.step)
 app.command("scaling")(bench_steps.scaling)
 app.command("data")(bench_parts.data)
+app.command("data-build")(bench_build.data_build)
 app.command("comm")(bench_parts.comm)
 app.command("checkpoint")(bench_parts.checkpoint)
 app.command("sample")(bench_parts.sample)

@@ -40,13 +40,20 @@ DEFAULT_PAYLOADS = {"cuda": range(10, 31, 2), "cpu": range(10, 23, 2)}
 def data(
     overrides: Settings = None,
     path: Annotated[
-        list[Path] | None, typer.Option(help="Folder of MDS shards; repeat. Default: pictures of the shapes world.")
+        list[Path] | None, typer.Option(help="Folder of MDS shards; repeat. Default: made pictures.")
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="How many of those are made, without --path.")] = 512,
-    made_size: Annotated[int, typer.Option(min=32, help="Side of those in pixels.")] = 256,
-    image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 224,
+    images: Annotated[int, typer.Option(min=1, help="How many of those are made, without --path.")] = 128,
+    made_size: Annotated[int, typer.Option(min=32, help="Side of those in pixels.")] = 512,
+    image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 256,
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(help="rae-scale, bare loop, streaming, webdataset; repeat. Default: all of them."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 32,
     starts: Annotated[int, typer.Option(min=1, help="How often the loader is started.")] = 2,
+    index_samples: Annotated[
+        int, typer.Option(min=0, help="Also open an index of so many samples without images, for example 73000000.")
+    ] = 0,
     sweep: Sweep = None,
     repeats: Repeats = 20,
     out: Out = None,
@@ -55,10 +62,12 @@ def data(
     threshold: Threshold = THRESHOLD,
     fail_on_regression: Fail = False,
 ) -> None:
-    """Images/s of the data path beside a bare loop of decoding and resizing, for example with
-    --sweep data.num_workers=0,1,2,4. With model.llm.tokenizer=FOLDER captions are tokenised as in pretraining.
+    """Images/s of the data path beside a bare loop of decoding and resizing, mosaicml's StreamingDataset and
+    webdataset, for example with --sweep data.num_workers=0,1,2,4. With model.llm.tokenizer=FOLDER captions are
+    tokenised as in pretraining.
     """
-    from rae_scale.bench.data import DATA, bench_data, make_shards
+    from rae_scale.bench.data import DATA, READERS, bench_data
+    from rae_scale.bench.data_pictures import make_shards
     from rae_scale.bench.harness import Base, sweep_points
     from rae_scale.bench.session import open_session
 
@@ -75,6 +84,8 @@ def data(
                 image_size=image_size,
                 repeats=repeats,
                 starts=starts,
+                only=reader or READERS,
+                index_samples=index_samples,
                 after_row=reporting.after_row,
             )
             reporting.finish(record, session)

@@ -1,86 +1,32 @@
-"""`rae-scale data`: build and look into shards, draw the shapes world, train a tokenizer."""
+"""`rae-scale data`: build shards and look at them, draw the shapes world, train a tokenizer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from rae_scale.cli import data_adapters, data_build, data_latents, data_look
 
-    from rae_scale.data.inspect import InspectReport
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rae_scale.data.record import Sample
 
-app = typer.Typer(no_args_is_help=True, help="Build and inspect training data.")
+app = typer.Typer(no_args_is_help=True, help="Build training data and look at it.")
 
 Out = Annotated[Path, typer.Option("--out", help="New folder.")]
 
 
-@app.command()
-def build(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Webdataset .tar or .jsonl files.")],
-    out: Out,
-    shard_megabytes: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 128,
-    verify: Annotated[
-        Literal["decode", "header"], typer.Option(help="decode: decode every image once; header: only read its size.")
-    ] = "decode",
-) -> None:
-    """Turn tars or JSON lines into MDS shards. What cannot be used is listed, with its reason, in rejected.jsonl."""
-    from rae_scale.data.build import REJECTED_NAME
-    from rae_scale.data.build import build as build_shards
-
-    report = build_shards(inputs, out, shard_bytes=shard_megabytes * 2**20, verify=verify)
-    print(f"{out}: {report.written:,} samples in {report.shards} shards, {report.bytes / 2**20:,.1f} MiB")
-    if report.rejected:
-        print(f"rejected {report.rejected.total():,} of {report.read:,}, each listed in {out / REJECTED_NAME}:")
-        print_counts(report.rejected.most_common())
-    for path, reason in report.damaged.items():
-        print(f"damaged: {path}: {reason}")
-
-
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="A .tar, a .jsonl, or a folder of MDS shards.")],
-) -> None:
-    """Show what is in a tar, a JSON lines file or a folder of shards."""
-    from rae_scale.data.inspect import inspect as inspect_path
-
-    print_report(inspect_path(path))
-
-
-def print_report(report: InspectReport) -> None:
-    shards = f" in {report.shards} shards" if report.shards else ""
-    print(f"{report.path}: {report.kind}, {report.samples:,} samples{shards}, {report.bytes / 2**20:,.1f} MiB")
-    if report.damage:
-        print(f"damaged: {report.damage}")
-    if report.examined < report.samples:
-        print(f"examined {report.examined:,} of them, evenly spaced:")
-    if report.kind != "mds":
-        print_counts(report.layouts.most_common())
-    print_counts([(f"{name} images", count) for name, count in report.image_formats.most_common()])
-    print_counts(
-        [("text only", report.text_only), ("conversations", report.conversations), ("captions", report.captions)]
-    )
-    print_counts([(f"rejected: {reason}", count) for reason, count in report.rejected.most_common()])
-    spreads = {
-        "caption length": report.caption_length,
-        "image width": report.width,
-        "image height": report.height,
-        "image bytes": report.image_bytes,
-    }
-    for name, spread in spreads.items():
-        if spread is not None:
-            print(f"  {name}: {spread.least:,.0f} to {spread.most:,.0f}, median {spread.median:,.0f}")
-    for preview in report.previews:
-        print(f"  {preview.key}  [{preview.image}]  {preview.text[:100]}")
-
-
-def print_counts(counts: Iterable[tuple[str, int]]) -> None:
-    for name, count in counts:
-        if count:
-            print(f"  {count:>12,}  {name}")
+app.command("build")(data_build.build)
+app.command("merge")(data_build.merge)
+app.command("adapters")(data_adapters.adapters)
+app.command("inspect")(data_look.inspect)
+app.command("verify")(data_look.verify)
+app.command("stats")(data_look.stats)
+app.command("preview")(data_look.preview)
+app.command("latents")(data_latents.latents)
 
 
 @app.command()

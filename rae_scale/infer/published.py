@@ -86,7 +86,13 @@ def shareable(config: Config, inside: Mapping[str, bool]) -> Config:
     config = with_model_path(config, "llm", "path", last_name(config.model.llm.path))
     sources = tuple(source.model_copy(update={"path": last_name(source.path)}) for source in config.data.sources)
     run = config.run.model_copy(update={"dir": last_name(config.run.dir), "init_from": last_name(config.run.init_from)})
-    return config.model_copy(update={"run": run, "data": config.data.model_copy(update={"sources": sources})})
+    latents = config.data.latent_cache
+    data = {
+        "sources": sources,
+        "cache_dir": last_name(config.data.cache_dir),
+        "latent_cache": latents and latents.model_copy(update={"dir": last_name(latents.dir)}),
+    }
+    return config.model_copy(update={"run": run, "data": config.data.model_copy(update=data)})
 
 
 def last_name(path: str | None) -> str | None:

@@ -74,8 +74,8 @@ class Reconstructor:
         """Images uint8 [S, S, 3], as `read` returns them, through encoder and decoder: uint8 [N, S, S, 3]."""
         results = []
         for start in range(0, len(images), batch_size):
-            pixels = torch.stack([to_float(image) for image in images[start : start + batch_size]])
-            results.append(to_uint8(self.decode(self.encoder(pixels.to(self.device)))))
+            pixels = torch.from_numpy(np.stack(images[start : start + batch_size])).to(self.device)
+            results.append(to_uint8(self.decode(self.encoder(to_float(pixels)))))
         return np.concatenate(results)
 
 

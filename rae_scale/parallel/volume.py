@@ -38,6 +38,7 @@ class MicroStep:
     weight_bytes:  of an element of the weights that layers are handed, and so of the language model's residual stream:
                    2 where an engine gathers them in bfloat16.
     recomputed:   blocks compute forward once more in backward (`engine.activation_checkpointing=full`).
+    encodes:      the encoder runs, shared over sp x tp; with `data.latent_cache` it does not.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class MicroStep:
     product_bytes: int = FLOAT32
     weight_bytes: int = FLOAT32
     recomputed: bool = False
+    encodes: bool = True
 
 
 def layers_volume(
@@ -66,9 +68,10 @@ def _layers(dit: DiTConfig, llm: LLMSpec | Qwen2Config, micro_step: MicroStep, p
     ledger = _Volume(parallel)
     _dit(ledger, dit, micro_step, parallel)
     _qwen2(ledger, dit, llm, micro_step, parallel)
-    ranks = parallel.sp * parallel.tp
-    encoded = -(-micro_step.batch // ranks) * ranks
-    ledger.add("all_gather", "sample", encoded * dit.num_tokens * dit.in_channels * FLOAT32)
+    if micro_step.encodes:
+        ranks = parallel.sp * parallel.tp
+        encoded = -(-micro_step.batch // ranks) * ranks
+        ledger.add("all_gather", "sample", encoded * dit.num_tokens * dit.in_channels * FLOAT32)
     return ledger
 
 

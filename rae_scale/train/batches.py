@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from rae_scale.data.chat import ChatTokenizer, SampleTooLong, TokenizedSample
 from rae_scale.data.collate import Batch, collate
+from rae_scale.data.latents import Latents
 from rae_scale.data.record import BadSample, DecodedSample
 from rae_scale.data.tokenizer import encode_captions
-from rae_scale.data.transforms import to_float
 from rae_scale.models.packing import IGNORE_LABEL
 
 if TYPE_CHECKING:
@@ -25,11 +25,14 @@ NO_TEXT = TokenizedSample([], [], answer_start=-1, user_start=-1)
 @dataclass(frozen=True)
 class PreparedSample:
     tokens: TokenizedSample
-    pixels: Tensor | None
-    """float32 [3, S, S] in [0, 1]."""
+    pixels: np.ndarray | None
+    """uint8 [S, S, 3]."""
     sample_index: int
     sample_id: str
     caption: str
+    has_image: bool
+    latents: Latents | None
+    """[T, C], in place of pixels."""
 
 
 class BatchMaker(Protocol):
@@ -54,7 +57,7 @@ class ConversationBatches:
     def prepare(self, decoded: DecodedSample) -> PreparedSample:
         try:
             turns = decoded.sample.conversation(self.prompt_template)
-            tokens = self.chat.encode(turns, has_image=decoded.pixels is not None)
+            tokens = self.chat.encode(turns, has_image=decoded.has_image)
         except SampleTooLong as error:
             raise BadSample("too long", str(error)) from None
         except ValueError as error:
@@ -101,20 +104,34 @@ class CaptionBatches(ImageBatches):
 def prepared(decoded: DecodedSample, tokens: TokenizedSample) -> PreparedSample:
     return PreparedSample(
         tokens=tokens,
-        pixels=None if decoded.pixels is None else to_float(decoded.pixels),
+        pixels=decoded.pixels,
         sample_index=decoded.sample_index,
         sample_id=decoded.sample_id,
         caption=next(iter(decoded.sample.captions), ""),
+        has_image=decoded.has_image,
+        latents=decoded.latents,
     )
 
 
 def stack(samples: Sequence[PreparedSample], image_size: int, pad_id: int) -> Batch:
-    return collate(
+    latents = [sample.latents for sample in samples if sample.latents is not None]
+    batch = collate(
         [sample.tokens for sample in samples],
         [sample.pixels for sample in samples],
-        image_size=image_size,
+        image_size=0 if latents else image_size,
         pad_id=pad_id,
         sample_index=[sample.sample_index for sample in samples],
         sample_ids=[sample.sample_id for sample in samples],
         captions=[sample.caption for sample in samples],
+    )
+    return with_latents(batch, latents, [sample.has_image for sample in samples]) if latents else batch
+
+
+def with_latents(batch: Batch, latents: Sequence[Latents], has_image: Sequence[bool]) -> Batch:
+    scales = [kept.scales for kept in latents if kept.scales is not None]
+    return replace(
+        batch,
+        has_image=torch.tensor(has_image),
+        latents=torch.stack([kept.values for kept in latents]),
+        latent_scales=torch.stack(scales) if scales else None,
     )

@@ -59,7 +59,10 @@ def build_generation(config: Config, device: torch.device, shell: Shell) -> Part
         model = build_scale_rae(config.model, encoder.channels, encoder.num_tokens, len(tokenizer))
     data = config.data
     chat = ChatTokenizer(tokenizer, encoder.num_tokens, data.max_seq_len, label_markup=data.label_markup)
-    stage = GenerationStage(model, encoder.to(device), config.flow, seed=config.run.seed)
+    # Where latents are cached, whether the encoder has anything to do is found out later.
+    encodes = data.latent_cache is None
+    encoder = encoder.to(device) if encodes else encoder
+    stage = GenerationStage(model, encoder, config.flow, seed=config.run.seed, encodes=encodes)
     return Parts(stage, ConversationBatches(chat, data.prompt_template, encoder.image_size))
 
 
@@ -142,6 +145,18 @@ def build_decode(config: Config, encoder: FrozenEncoder, device: torch.device) -
     if config.model.decoder.path is None:
         return None
     return build_stage_decoder(config, encoder).eval().requires_grad_(False).to(device).decode
+
+
+def put_away(encoder: FrozenEncoder, config: Config, device: torch.device) -> None:
+    """Of an encoder that no step needs keep the sizes alone; all of it, on `device`, if it draws."""
+    encoder.to(device if encoder_draws(config) else "meta")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what was encoded in before the first step
+
+
+def encoder_draws(config: Config) -> bool:
+    """Whether the sample pictures of the run are decoded by the encoder's own other half."""
+    return config.model.encoder.name == "flux-vae" and bool(config.run.sample_every and config.run.sample_prompts)
 
 
 def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], origin: str) -> None:

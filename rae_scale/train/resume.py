@@ -31,7 +31,7 @@ def identity(config: Config) -> dict[str, Any]:
     """What must not change between the parts of one run. Paths in `config` must be resolved."""
     tree = config.model_dump(mode="json")
     settings = {key: read_dotted(tree, key) for key in SHARED_SETTINGS + MODEL_SETTINGS[config.stage]}
-    return {**settings, DATA: data_fingerprint(config.data.sources)}
+    return {**settings, DATA: data_fingerprint(config.data)}
 
 
 def read_dotted(tree: dict[str, Any], key: str) -> Any:

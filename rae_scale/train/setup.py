@@ -26,6 +26,7 @@ from rae_scale.train.batches import ConversationBatches
 from rae_scale.train.callbacks import Callback, Checkpoints, MetricsLog, ProgressLine, Samples, TensorBoard
 from rae_scale.train.guard.replicas import ReplicaCheck
 from rae_scale.train.guard.skipped_data import SkippedData, drop_abandoned, read_skipped_data
+from rae_scale.train.latents import prepare_latents
 from rae_scale.train.layout import check_layout
 from rae_scale.train.loop import Run, run_loop
 from rae_scale.train.parts import (
@@ -34,6 +35,7 @@ from rae_scale.train.parts import (
     build_decode,
     build_parts,
     load_weights,
+    put_away,
     without_llm_weights,
 )
 from rae_scale.train.provenance import save_provenance
@@ -110,7 +112,11 @@ def build_run(config: Config, mesh: Mesh, watch: Watch) -> Run:
         resolved = without_llm_weights(resolved)
     watch.leave_if_asked(mesh)
     parts = build_shared_parts(resolved, mesh, resolved.run.init_from if checkpoint is None else None)
+    latents = None
     if isinstance(parts.stage, GenerationStage):
+        if not parts.stage.encodes:
+            latents = prepare_latents(resolved, parts.stage.encoder, mesh, watch)
+            put_away(parts.stage.encoder, resolved, mesh.device)
         parts.stage.encode = share_samples(parts.stage.encoder, mesh)
     saved = {"identity": own_identity, "config": config.model_dump(mode="json")}
     callbacks = build_callbacks(resolved, folder, parts, saved, mesh)
@@ -129,6 +135,8 @@ def build_run(config: Config, mesh: Mesh, watch: Watch) -> Run:
         dp_rank=mesh.dp_rank,
         dp_world=mesh.dp_world,
         batch_of=skipped_data.batch_of,
+        pin_memory=mesh.device.type == "cuda",
+        latents=latents,
     )
     if mesh.is_main:
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,8 @@ def test_baseline_and_exit_status(rae: Callable[..., str], tmp_path: Path) -> No
 
 def test_what_surrounds_a_step(rae: Callable[..., str], tmp_path: Path) -> None:
     made = ("--images", 8, "--made-size", 48, "--image-size", 32, "--batch", 4, "--starts", 1, "--repeats", 1)
-    assert "| num_workers 0 |" in rae("bench", "data", *made, "--sweep", "data.num_workers=0", "--out", tmp_path)
+    made = (*made, "--reader", "bare loop", "--sweep", "data.num_workers=0")  # the others are processes of their own
+    assert "| num_workers 0, reader bare loop |" in rae("bench", "data", *made, "--out", tmp_path)
     saved = ("--model", "dit-tiny", "--folder", tmp_path, "--repeats", 1, "--device", "cpu")
     assert "| as configured | 0.00" in rae("bench", "checkpoint", *saved, "--out", tmp_path)
     drawn = ("--model", "dit-tiny", "--llm", "qwen2-tiny", "--decoder", "vit-test", "--batch", 1, "--repeats", 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rae_scale.data.adapters import ADAPTERS
 from rae_scale.data.mds_reader import MDSReader
 from rae_scale.data.shapes.prompts import TASKS
 from rae_scale.data.sources import Source
@@ -27,6 +28,24 @@ def test_shapes_become_shards(rae: Rae, tars: Path, tmp_path: Path) -> None:
     assert len(MDSReader(tmp_path / "shards")) == 12
 
 
+def test_a_manifest_and_an_adapter_are_taken(rae: Rae, tars: Path, tmp_path: Path) -> None:
+    (tars / "wds_shapes.json").write_text('{"dataset_name": "shapes", "tars": ["shapes-00000.tar"]}')
+    build = ("data", "build", tars / "wds_shapes.json", "--out", tmp_path / "shards", "--adapter")
+    rae(*build, "blip3o-60k")
+    assert {sample.metadata["category"] for sample in MDSReader(tmp_path / "shards")} == {"shapes"}
+    assert "choose one of auto, blip3o, " in rae(*build, "blip", status=2)
+    assert "it has none" in rae(*build, "blip3o", "--adapter-option", "weight=2", status=2)
+
+
+def test_adapters_are_listed_and_explained(rae: Rae) -> None:
+    listed = rae("data", "adapters")
+    assert [line.split()[0] for line in listed.splitlines()] == sorted(ADAPTERS)
+    assert all(len(line) > 40 for line in listed.splitlines())
+    said = rae("data", "adapters", "fusedit")
+    assert "synthetic_caption.txt" in said and "--adapter-option original_weight=0.05" in said
+    assert "choose one of auto, " in rae("data", "adapters", "no", status=2)
+
+
 def test_tasks_can_be_weighed(rae: Rae, tmp_path: Path) -> None:
     only = [f"{task}=0" for task in TASKS if task != "counting"]
     options = [part for weight in only for part in ("--task-weight", weight)]
@@ -41,23 +60,12 @@ def test_what_was_rejected_is_counted_and_listed(rae: Rae, tars: Path, tmp_path:
     tar = tars / "shapes-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-20_000])
     said = rae("data", "build", tar, "--out", tmp_path / "shards")
-    assert f"damaged: {tar}" in said
+    assert "damaged: 00000-shapes-00000" in said
     (tmp_path / "one.jsonl").write_text('{"image": "nowhere.jpg", "conversations": []}\n')
     said = rae("data", "build", tmp_path / "one.jsonl", "--out", tmp_path / "more")
-    assert "rejected 1 of 1" in said
+    assert "left out 1 of 1" in said
     assert "1  no image" in said
     assert str(tmp_path / "more/rejected.jsonl") in said
-
-
-def test_inspect_shows_tars_and_shards(rae: Rae, tars: Path, tmp_path: Path) -> None:
-    tar = tars / "shapes-00000.tar"
-    rae("data", "build", tar, "--out", tmp_path / "shards")
-    for path, kind in ((tar, "tar"), (tmp_path / "shards", "mds")):
-        said = rae("data", "inspect", path)
-        assert said.startswith(f"{path}: {kind}, 12 samples")
-        assert "12  JPEG images" in said
-        assert "image width: 64 to 64, median 64" in said
-        assert "[JPEG 64 x 64]  a photo of" in said
 
 
 def test_a_tokenizer_learns_the_words_of_the_data(rae: Rae, tars: Path, tmp_path: Path) -> None:

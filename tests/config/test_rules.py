@@ -21,6 +21,18 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             "data.micro_batch_size=3 does not divide the 8 samples of each rank",
         ),
         (
+            {"data": {"global_batch_size": 16, "lanes": 3}},
+            "data.lanes=3 does not divide data.global_batch_size=16; choose a divisor of it",
+        ),
+        (
+            {"data": {"flip": True}},
+            "data.flip=true with stage=pretrain: captions say left and right, and letters would be mirrored",
+        ),
+        (
+            {"stage": "decoder", "data": {"caption_choice": "weighted"}},
+            "data.caption_choice=weighted with stage=decoder would be ignored",
+        ),
+        (
             {"stage": "decoder", "optim": {"groups": {"dit": {"lr": 1}}}},
             "optim.groups.decoder is missing: stage=decoder trains decoder",
         ),
@@ -115,6 +127,22 @@ TWO_RANKS = {"engine": {"name": "zero"}, "parallel": {"dp_shard": 2}}
             "sampler.method=heun with sampler.grid=compat: the official release has Euler steps only",
         ),
         ({"sampler": {"grid": "compat", "steps": 2}}, "sampler.steps=2 with sampler.grid=compat"),
+        (
+            {
+                "stage": "decoder",
+                "optim": {"groups": {"decoder": {"lr": 1}}},
+                "data": {"latent_cache": {"dir": "latents"}},
+            },
+            "data.latent_cache with stage=decoder, which learns from pixels",
+        ),
+        (
+            {"data": {"latent_cache": {"dir": "latents"}, "crop": "random"}},
+            "data.latent_cache with data.crop=random: an image is encoded once",
+        ),
+        (
+            {"data": {"latent_cache": {"dir": "latents"}, "flip": True}},
+            "data.flip=true with stage=pretrain",
+        ),
         ({"data": {"prompt_template": "draw it"}}, "data.prompt_template='draw it' has no {caption}"),
     ],
 )

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
 
 from rae_scale.data.chat import TokenizedSample
-from rae_scale.data.collate import Batch, collate
+from rae_scale.data.collate import Batch, collate, stack_images
+from rae_scale.data.microbatch import MicroBatch
 
 PAD = 9
 
@@ -14,10 +19,10 @@ def make_batch() -> Batch:
         TokenizedSample([4, 5, 6, 7, 8], [-100, -100, -100, 7, 8], answer_start=-1, user_start=2),
         TokenizedSample([4], [4], answer_start=-1, user_start=-1),
     ]
-    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    image = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
     return collate(
         samples,
-        [image, image / 2, None],
+        [image, image // 2, None],
         image_size=8,
         pad_id=PAD,
         sample_index=[7, 2**40, 0],
@@ -41,11 +46,55 @@ def test_pads_on_the_right_to_the_longest() -> None:
 
 def test_absent_images_are_blank_and_marked() -> None:
     batch = make_batch()
-    assert batch.pixels.shape == (3, 3, 8, 8)
-    assert batch.pixels.dtype == torch.float32
-    assert torch.equal(batch.pixels[1], batch.pixels[0] / 2)
+    assert batch.pixels.shape == (3, 8, 8, 3)
+    assert batch.pixels.dtype == torch.uint8
+    assert torch.equal(batch.pixels[1], batch.pixels[0] // 2)
     assert not batch.pixels[2].any()
     assert batch.has_image.tolist() == [True, True, False]
+
+
+def test_images_are_the_pixels_divided_by_255_bit_for_bit() -> None:
+    batch = make_batch()
+    images = batch.images()
+    assert images.is_contiguous()
+    assert torch.equal(images, batch.pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0))
+
+
+def test_the_rows_of_one_array_are_stacked_without_a_copy() -> None:
+    block = np.random.default_rng(0).integers(256, size=(3, 4, 4, 3), dtype=np.uint8)
+    stacked = stack_images(list(block), 4)
+    assert stacked.data_ptr() == block.ctypes.data and np.array_equal(stacked, block)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda block: [block[1], block[0], block[2]],
+        lambda block: [block[0], None, block[2]],
+        lambda block: [None, block[1], block[2]],
+        lambda block: list(block[:2]),
+        lambda block: [block[0], block[1], block[2].copy()],
+        lambda block: [block[0], block[1], block[2].swapaxes(0, 1)],
+        lambda block: [row[:, ::-1] for row in block],
+    ],
+)
+def test_what_is_not_just_the_rows_is_copied(take: Callable[[np.ndarray], list[np.ndarray | None]]) -> None:
+    block = np.random.default_rng(0).integers(1, 256, size=(3, 4, 4, 3), dtype=np.uint8)
+    images = take(block)
+    stacked = stack_images(images, 4).numpy()
+    assert not np.shares_memory(stacked, block)
+    for row, image in zip(stacked, images, strict=True):
+        assert np.array_equal(row, np.zeros((4, 4, 3)) if image is None else image)
+
+
+def test_every_tensor_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(id(tensor)) or tensor)
+    batch = make_batch()
+    micro_batch = MicroBatch(batch, 3, []).pin_memory()
+    assert sorted(pinned) == sorted(id(value) for value in vars(batch).values() if isinstance(value, torch.Tensor))
+    assert micro_batch.batch is not None and micro_batch.batch.sample_ids == batch.sample_ids
+    assert MicroBatch(None, 3, []).pin_memory().batch is None
 
 
 def test_to_moves_every_tensor_and_keeps_the_rest() -> None:

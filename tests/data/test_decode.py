@@ -79,6 +79,23 @@ def test_a_jpeg_with_unusual_subsampling_falls_back_to_pillow(image) -> None:
     assert decode_image(bytes(data), LIMIT).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("at_least", "size"), [(400, (300, 200)), (101, (300, 200)), (100, (150, 100)), (50, (75, 50)), (1, (38, 25))]
+)
+def test_a_jpeg_is_decoded_no_smaller_than_asked_nor_enlarged(image, at_least: int, size: tuple[int, int]) -> None:
+    pixels = decode_image(image("JPEG", width=300, height=200), 60_000, at_least)
+    assert pixels.shape == (size[1], size[0], 3)
+
+
+def test_scaled_decoding_checks_as_much(image) -> None:
+    data = image("JPEG", width=64, height=64)
+    with pytest.raises(BadImage, match="max_pixels"):
+        decode_image(data, 4000, at_least=8)
+    with pytest.raises(BadImage, match="undecodable image"):
+        decode_image(data[: len(data) // 2], LIMIT, at_least=8)
+    assert decode_image(image("PNG", width=64, height=64), LIMIT, at_least=8).shape == (64, 64, 3)
+
+
 def test_transparency_is_flattened_on_white() -> None:
     rgba = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     rgba.putpixel((0, 0), (255, 0, 0, 255))

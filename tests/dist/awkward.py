@@ -83,7 +83,7 @@ def batch_of(arguments: dict[str, Tensor], first: int = 0) -> Batch:
         attention_mask=arguments["attention_mask"],
         answer_start=arguments["answer_start"],
         user_start=arguments["user_start"],
-        pixels=torch.zeros(size, 3, 1, 1),
+        pixels=torch.zeros(size, 1, 1, 3, dtype=torch.uint8),
         has_image=(arguments["answer_start"] >= 0) | (arguments["user_start"] >= 0),
         sample_index=torch.arange(first, first + size),
         sample_ids=[str(first + row) for row in range(size)],

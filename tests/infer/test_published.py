@@ -18,7 +18,11 @@ CONFIG = parse_config(
             "encoder": {"path": "/home/me/siglip2"},
             "decoder": {"path": "/home/me/decoder"},
         },
-        "data": {"sources": [{"path": "/home/me/data/cc12m"}]},
+        "data": {
+            "sources": [{"path": "/home/me/data/cc12m"}],
+            "cache_dir": "/home/me/shards",
+            "latent_cache": {"dir": "/home/me/latents"},
+        },
     }
 )
 INSIDE = {"tokenizer": True, "decoder": True, "encoder": False}
@@ -36,7 +40,8 @@ def test_no_place_of_this_machine_is_told() -> None:
     assert "/home" not in told.model_dump_json()
     assert told.model.llm.path == "Qwen/Qwen2.5-1.5B-Instruct"
     assert told.model.encoder.path == "siglip2"
-    assert told.data.sources[0].path == "cc12m"
+    assert told.data.sources[0].path == "cc12m" and told.data.cache_dir == "shards"
+    assert told.data.latent_cache is not None and told.data.latent_cache.dir == "latents"
     assert told.optim == CONFIG.optim
 
 

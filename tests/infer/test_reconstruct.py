@@ -37,7 +37,7 @@ def test_pictures_go_through_encoder_and_decoder(trained: Trained, photo: Path) 
     decoder = ViTDecoder(DECODER_ZOO["vit-test"])
     decoder.load_state_dict(read_weights(trained.decoder))
     with torch.no_grad():
-        expected = decoder.decode(reconstructor.encoder(to_float(original)[None]))[0].permute(1, 2, 0).numpy()
+        expected = decoder.decode(reconstructor.encoder(to_float(torch.from_numpy(original)[None])))[0].permute(1, 2, 0).numpy()
     assert np.abs(result[2] - expected * 255).max() <= 0.51
 
 

@@ -56,7 +56,7 @@ def share(stage: GenerationStage, batch: Batch, totals: dict[str, float], step: 
 
 
 def part(batch: Batch, rows: slice) -> Batch:
-    per_sample = {name: value[rows] for name, value in vars(batch).items() if name != "layout"}
+    per_sample = {name: value[rows] for name, value in vars(batch).items() if name != "layout" and value is not None}
     return replace(batch, **per_sample, layout=None)
 
 

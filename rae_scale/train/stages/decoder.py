@@ -65,7 +65,8 @@ class DecoderStage:
         return {"images": float(len(batch))}
 
     def prepare(self, batch: Batch, step: int) -> DecoderInputs:
-        return DecoderInputs(self.encoder(batch.pixels), batch.pixels)
+        pixels = batch.images()
+        return DecoderInputs(self.encoder(pixels), pixels)
 
     def loss(self, module: nn.Module, inputs: DecoderInputs, totals: Totals) -> LossOutput:
         # Not clamped as in `decode`: a pixel that is too bright must still be pulled back.

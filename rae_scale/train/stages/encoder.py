@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 from rae_scale.config.schema import LossConfig
 from rae_scale.data.collate import Batch
 from rae_scale.models.encoders.contrastive import ContrastiveModel, dense_loss, same_caption, sigmoid_loss
 from rae_scale.models.flops import contrastive_cost
 from rae_scale.train.stages.base import LossOutput, Totals
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    pixels: Tensor
+    """[B, 3, S, S] in [0, 1]."""
+    input_ids: Tensor
+    attention_mask: Tensor
+    """Of the captions, [B, L]."""
 
 
 class EncoderStage:
@@ -28,10 +39,10 @@ class EncoderStage:
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"images": float(len(batch))}
 
-    def prepare(self, batch: Batch, step: int) -> Batch:
-        return batch
+    def prepare(self, batch: Batch, step: int) -> EncoderInputs:
+        return EncoderInputs(batch.images(), batch.input_ids, batch.attention_mask)
 
-    def loss(self, module: nn.Module, inputs: Batch, totals: Totals) -> LossOutput:
+    def loss(self, module: nn.Module, inputs: EncoderInputs, totals: Totals) -> LossOutput:
         output = module(inputs.pixels, inputs.input_ids, inputs.attention_mask)
         contrastive = sigmoid_loss(output, same_caption(inputs.input_ids))
         dense = dense_loss(output, inputs.pixels)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rae_scale import ops
 from rae_scale.config.schema import FlowConfig
 from rae_scale.data.collate import Batch
+from rae_scale.data.latents import dequantise
 from rae_scale.flow import Stream, drop_mask, resolve_alpha, sample_time
 from rae_scale.models.composite import ScaleRAE, group_of
 from rae_scale.models.encoders import FrozenEncoder
@@ -49,9 +50,13 @@ class GenerationStage:
     slice of the image tokens has that fraction of its samples' flow losses, and counts as much of an image.
     """
 
-    def __init__(self, model: ScaleRAE, encoder: FrozenEncoder, flow: FlowConfig, *, seed: int) -> None:
+    def __init__(
+        self, model: ScaleRAE, encoder: FrozenEncoder, flow: FlowConfig, *, seed: int, encodes: bool = True
+    ) -> None:
+        """encodes: whether batches bring pixels; else they bring latents, and the encoder says what these are like."""
         self.module: ScaleRAE = model
         self.encoder = encoder
+        self.encodes = encodes
         self.encode: Callable[[Tensor], Tensor] = encoder
         """To be replaced where ranks share the work."""
         self.flow = flow
@@ -71,7 +76,7 @@ class GenerationStage:
 
     def prepare(self, batch: Batch, step: int) -> FlowInputs:
         """Encode the images once: a sample's one image is either what the LLM reads or what the DiT generates."""
-        features = self.encode(batch.pixels).float()
+        features = self.features(batch)
         index = batch.sample_index
         t = sample_time(self.flow, self.seed, step, index, self.alpha)
         return FlowInputs(
@@ -82,6 +87,12 @@ class GenerationStage:
             t=t,
             drop=drop_mask(self.seed, step, index, self.drop_prob),
         )
+
+    def features(self, batch: Batch) -> Tensor:
+        """Clean latents, float32 [B, T, C]."""
+        if batch.latents is None:
+            return self.encode(batch.images()).float()
+        return dequantise(batch.latents, batch.latent_scales)
 
     def loss(self, module: nn.Module, inputs: FlowInputs, totals: Totals) -> LossOutput:
         batch = inputs.batch
@@ -141,7 +152,7 @@ class GenerationStage:
             generator += linear(tokens, layer.in_features, layer.out_features)
         language: Cost = llm + projector * (images - answers)
         return (
-            encoder_cost(self.encoder).forward * images
+            (encoder_cost(self.encoder).forward * images if self.encodes else 0.0)
             + (language.training if self.llm_trains else language.frozen_training)
             + generator.training * answers
         )

@@ -44,6 +44,8 @@ class Dataset:
         threading.Event().wait()
         return index
 
+    def close(self) -> None: ...
+
 
 @pytest.mark.long
 def test_a_worker_whose_storage_hangs_does_not_outlive_its_loader(tmp_path: Path) -> None:
