@@ -44,6 +44,9 @@ class Pack:
         return part
 
 
+WITHOUT_VALUES = ("FakeTensor", "Hollow")
+"""Classes of tensors that pretend to have values: torch's, and the one that rae-scale plans with."""
+
 _packs: dict[int, Pack] = {}
 """By the storage of the packed tensor."""
 
@@ -108,7 +111,7 @@ def chunks(packed: Tensor, count: int) -> tuple[Tensor, ...]:
 def storage_of(tensor: Tensor) -> int | None:
     """The number of the memory that `tensor` is a view of; None while a compiler traces with tensors that have none.
     Those that only pretend to have values have a number, too: a plan of memory must see the same as a run."""
-    has_storage = type(tensor) is Tensor or type(tensor).__name__ == "FakeTensor"
+    has_storage = type(tensor) is Tensor or type(tensor).__name__ in WITHOUT_VALUES
     return tensor.untyped_storage()._cdata if has_storage and not torch.compiler.is_compiling() else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rae_scale.config import Config
     from rae_scale.plan.hardware import Calibration, Cluster, Rates
-    from rae_scale.plan.work import Samples
+    from rae_scale.plan.samples import Samples
 
 DEFAULT_GPU = "h100-80g"
 
@@ -64,19 +65,19 @@ def plan(
         return
     if config_path is None and scaling is None:
         raise ValueError("nothing to plan: give a CONFIG, or --scaling FOLDER, or --calibrate FILE")
-    from rae_scale.plan.hardware import DEFAULT_RATES, find_cluster, load_calibration
+    with fewer_pauses():
+        from rae_scale.plan.hardware import DEFAULT_RATES, find_cluster, load_calibration
 
-    measured = None if calibration is None else load_calibration(calibration)
-    rates = DEFAULT_RATES if measured is None else measured.rates
-    if scaling is not None:
-        predict_scaling(scaling, gpu or DEFAULT_GPU, rates)
-        return
-    from rae_scale.config import load_config
-    from rae_scale.plan.light import without_compiler
+        measured = None if calibration is None else load_calibration(calibration)
+        rates = DEFAULT_RATES if measured is None else measured.rates
+        if scaling is not None:
+            predict_scaling(scaling, gpu or DEFAULT_GPU, rates)
+            return
+        from rae_scale.config import load_config
+        from rae_scale.plan.light import without_compiler
 
-    assert config_path is not None
-    given = [*(overrides or ()), *([f"data.micro_batch_size={micro_batch}"] if micro_batch else [])]
-    with fewer_pauses(), without_compiler():
+        assert config_path is not None
+        given = [*(overrides or ()), *([f"data.micro_batch_size={micro_batch}"] if micro_batch else [])]
         config = load_config(config_path, given)
         ranks = config.parallel.world_size
         gpus = gpus or ranks
@@ -89,19 +90,21 @@ def plan(
             cluster = find_cluster(gpu or DEFAULT_GPU, gpus, network, gpus_per_node)
         else:
             cluster = calibrated_cluster(measured, gpus, network, gpus_per_node)
-        options = {"samples": samples_of(config, text_tokens), "loader_rate": loader_rate}
-        if search:
-            rank_layouts(config, cluster, rates, top, options, as_json, out)
-        else:
-            plan_one(config, cluster, rates, storage, options, as_json, out)
+        with without_compiler():
+            options = {"samples": samples_of(config, text_tokens), "loader_rate": loader_rate}
+            if search:
+                rank_layouts(config, cluster, rates, top, options, as_json, out)
+            else:
+                plan_one(config, cluster, rates, storage, options, as_json, out)
 
 
 @contextmanager
 def fewer_pauses() -> Iterator[None]:
-    """Without collecting garbage: of what planning makes, most lives to the end, and looking through it again and
-    again takes a sixth of the time."""
+    """Without collecting garbage: of what planning imports and makes, most lives to the end, and looking through it
+    again and again takes a third of the time; once more than that, when Python ends."""
     enabled = gc.isenabled()
     gc.disable()
+    atexit.register(gc.freeze)
     try:
         yield
     finally:
@@ -112,7 +115,7 @@ def fewer_pauses() -> Iterator[None]:
 def samples_of(config: Config, text_tokens: int | None) -> Samples:
     from dataclasses import replace
 
-    from rae_scale.plan.work import usual_samples
+    from rae_scale.plan.samples import usual_samples
 
     usual = usual_samples(config)
     return usual if text_tokens is None else replace(usual, tokens=text_tokens)
@@ -179,9 +182,10 @@ def show(name: str, text: str, data: dict[str, Any], as_json: bool, out: Path | 
 
 def predict_scaling(folder: Path, gpu: str, rates: Rates) -> None:
     from rae_scale.plan.light import without_compiler
-    from rae_scale.plan.scaling import plan_scaling, write_scaling
+    from rae_scale.plan.scaling import plan_scaling
+    from rae_scale.plan.scaling_report import write_scaling
 
-    with fewer_pauses(), without_compiler():
+    with without_compiler():
         points = list(plan_scaling(gpu, rates))
     text = write_scaling(points, folder, gpu, rates)
     print(f"{text}: {len(points)} predictions, plots in {folder}")

@@ -13,6 +13,7 @@ from rae_scale.models.encoders.flux_vae import FLUX_CONFIG
 from rae_scale.models.encoders.siglip_demo import SiglipDemoEncoder
 from rae_scale.models.flops import RGB
 from rae_scale.plan.encoders import EncoderShape, demo_config, encoder_shape
+from rae_scale.train.parts import encoder_draws
 
 FLOAT32, BFLOAT16 = 4, 2
 VAE_PARAMETERS = 83_819_683
@@ -22,11 +23,13 @@ VAE_PARAMETERS = 83_819_683
 def frozen_encoder(config: Config, micro_batch: int) -> tuple[int, int]:
     """Bytes of the weights, and on top of them while a micro-batch is encoded. Nothing in the stage that trains it.
 
-    Ranks that have the same samples share them out (`parallel/share.py`).
+    Ranks that have the same samples share them out (`parallel/share.py`). With `data.latent_cache` no step needs it.
     """
     if config.stage == "encoder":
         return 0, 0
     cfg = config.model.encoder
+    if config.data.latent_cache is not None:
+        return FLOAT32 * encoder_parameters(cfg) if encoder_draws(config) else 0, 0
     shape = encoder_shape(cfg)
     images = -(-micro_batch // (config.parallel.sp * config.parallel.tp))
     element = BFLOAT16 if config.engine.precision == "bf16" else FLOAT32

@@ -251,13 +251,14 @@ def zero3(step: Step, account: Account) -> None:
 
     The bucket of gradients and this rank's part of all of them are there all the time. When the bucket is full, a copy
     of it in the order of the ranks is reduced and scattered. Parameters that are gathered together, ahead of their use,
-    come in one buffer and are copied out of it.
+    come in one buffer and are copied out of it. A rank that holds them all has nothing to gather: its part is them.
     """
     trained = step.trained()
     bucket = FLOAT32 * min(trained, BUCKET)
     part = 0 if step.config.engine.offload_optimizer else FLOAT32 * -(-trained // step.ranks)
-    whole = {phase: step.element * count for phase, count in step.whole.items()}
-    ahead = min(whole["forward"] - whole["idle"], step.element * DEEPSPEED_LIMITS.prefetch)
+    element = step.element if step.ranks > 1 else 0
+    whole = {phase: element * count for phase, count in step.whole.items()}
+    ahead = min(whole["forward"] - whole["idle"], element * DEEPSPEED_LIMITS.prefetch)
     # Where everything is gathered ahead at once, nothing is left to be gathered later.
     at_once = whole["forward"] - whole["idle"] <= ahead
     passed = 0

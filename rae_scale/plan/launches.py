@@ -28,7 +28,9 @@ def launch_seconds(config: Config, shape: EncoderShape, rates: Rates) -> float:
         decoder = trained_module(config)[0]
         assert isinstance(decoder, ViTDecoder)
         depths["decoder"] = decoder.cfg.depth
-    count = float(shape.layers * LAUNCHES["encoder"][0])
+    count = 0.0
+    if config.data.latent_cache is None:
+        count += shape.layers * LAUNCHES["encoder"][0]
     if config.stage == "encoder":
         count += shape.layers * LAUNCHES["encoder"][1]
     for name, depth in depths.items():

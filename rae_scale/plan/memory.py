@@ -14,9 +14,9 @@ from rae_scale.config import Config
 from rae_scale.plan.encoder_memory import frozen_encoder
 from rae_scale.plan.engine_memory import Account, Step, engine_account
 from rae_scale.plan.parts import States, states_of, units_of, whole_parameters
+from rae_scale.plan.samples import LABELLED_TOKENS, usual_samples
 from rae_scale.plan.trace import Kernels, key_of, trace
 from rae_scale.plan.unroll import unroll
-from rae_scale.plan.work import LABELLED_TOKENS, usual_samples
 
 GAPS = 0.05
 """Of what tensors take: what PyTorch's caching allocator leaves unused between them."""

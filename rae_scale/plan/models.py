@@ -51,7 +51,8 @@ def tensor_placements(stage: Any, model: ModelConfig, tp: int, tp_rank: int) -> 
     Raises:
         ValueError: the model cannot be split so.
     """
-    module, _ = planned_module(Config(stage=stage, model=model))
+    # Only splitting changes a module.
+    module, _ = _trained_module(stage, model) if tp == 1 else planned_module(Config(stage=stage, model=model))
     with fake_ranks(ParallelConfig(tp=tp), tp_rank) as mesh:
         return parallelize(module, mesh)
 

@@ -20,8 +20,8 @@ from rae_scale.models.encoders.contrastive import ContrastiveModel
 from rae_scale.models.encoders.flux_vae import FLUX_CONFIG
 from rae_scale.plan.encoders import EncoderShape
 from rae_scale.plan.models import generator, language_model, trained_module
+from rae_scale.plan.samples import Samples
 from rae_scale.plan.traffic import micro_step_of
-from rae_scale.plan.work import Samples
 from rae_scale.train.parts import GENERATION_STAGES
 
 Kernels = Literal["auto", "reference"]

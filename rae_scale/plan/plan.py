@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rae_scale.config import Config
+from rae_scale.data.latents import sample_bytes
 from rae_scale.plan.duration import Duration, Reliability, plan_duration
+from rae_scale.plan.encoders import encoder_shape
 from rae_scale.plan.hardware import DEFAULT_RATES, Cluster, Rates
 from rae_scale.plan.links import link_name
 from rae_scale.plan.memory import MemoryPlan, plan_memory
 from rae_scale.plan.passes import Kernels
+from rae_scale.plan.samples import Samples, usual_samples
 from rae_scale.plan.step_time import StepTime, check_ranks, plan_step
 from rae_scale.plan.traffic import Traffic, micro_batch_of, plan_traffic
-from rae_scale.plan.work import Samples, Work, plan_work, usual_samples
+from rae_scale.plan.work import Work, plan_work
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.spare >= 0
+
+    @property
+    def latent_bytes(self) -> int | None:
+        """Of one image in the latent cache; None without one."""
+        return latent_bytes(self.config)
 
     def to_json(self) -> dict[str, Any]:
         """Bytes, seconds and FLOPs, without rounding."""
@@ -86,6 +94,7 @@ class Plan:
                 "checkpoint_bytes": duration.checkpoint.total,
                 "daly_steps": interval_steps(self.duration, self.step),
             },
+            "latent_bytes_per_image": self.latent_bytes,
             "notes": list(self.traffic.notes),
         }
 
@@ -132,6 +141,14 @@ def memory_of(config: Config, samples: Samples, kernels: Kernels) -> MemoryPlan:
         labelled_tokens=samples.labelled,
         kernels=kernels,
     )
+
+
+def latent_bytes(config: Config) -> int | None:
+    cache = config.data.latent_cache
+    if cache is None:
+        return None
+    shape = encoder_shape(config.model.encoder)
+    return sample_bytes(shape.num_tokens, shape.channels, cache.dtype)
 
 
 def spare_bytes(memory: MemoryPlan, cluster: Cluster) -> int:

@@ -12,7 +12,7 @@ from rae_scale.plan.plan import Plan, interval_steps, spare_bytes, transfers_of
 from rae_scale.plan.search import Found, Search, overrides
 from rae_scale.plan.traffic import local_batch, micro_batch_of
 
-GIB, GB, TFLOP = 1 << 30, 1e9, 1e12
+GIB, GB, TFLOP, MILLION = 1 << 30, 1e9, 1e12, 1_000_000
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
@@ -42,6 +42,11 @@ def setting_lines(plan: Plan) -> Iterator[str]:
         f"global batch {data.global_batch_size:,} = {ranks} ranks x {local // plan.micro_batch} micro-steps x "
         f"{plan.micro_batch} samples of {samples.tokens:g} tokens"
     )
+    if data.latent_cache is not None and plan.latent_bytes is not None:
+        yield (
+            f"latent cache in {data.latent_cache.dtype}: {plan.latent_bytes:,} bytes of disk per image of the sources, "
+            f"{plan.latent_bytes * MILLION / GB:,.1f} GB per million; no step runs the encoder"
+        )
     yield f"rates: {plan.rates.source}" + (", not measured on this machine" if plan.rates.source == "defaults" else "")
 
 

@@ -25,9 +25,9 @@ from rae_scale.plan.memory import MemoryPlan
 from rae_scale.plan.models import generator, language_model
 from rae_scale.plan.passes import Kernels
 from rae_scale.plan.plan import memory_of, spare_bytes
+from rae_scale.plan.samples import Samples, usual_samples
 from rae_scale.plan.step_time import StepTime, plan_step
 from rae_scale.plan.traffic import local_batch, micro_batch_of
-from rae_scale.plan.work import Samples, usual_samples
 from rae_scale.train.parts import GENERATION_STAGES
 
 Checkpointing = Literal["none", "selective", "full"]

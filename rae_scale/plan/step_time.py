@@ -27,8 +27,9 @@ from rae_scale.plan.launches import launch_seconds
 from rae_scale.plan.links import collective_seconds
 from rae_scale.plan.models import generator
 from rae_scale.plan.passes import Kernels, Passes, plan_passes, update_bytes
+from rae_scale.plan.samples import Samples, usual_samples
 from rae_scale.plan.traffic import Traffic, local_batch, local_specs, micro_batch_of, plan_traffic
-from rae_scale.plan.work import Flops, PartWork, Samples, plan_work, usual_samples
+from rae_scale.plan.work import Flops, PartWork, plan_work
 from rae_scale.train.parts import GENERATION_STAGES
 
 HOST_BANDWIDTH = 30e9

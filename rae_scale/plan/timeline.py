@@ -36,7 +36,8 @@ class Interval:
 
 
 class Timeline(Census):
-    """A census that counts after every operator. Tensors need no values: it is meant for torch's FakeTensorMode.
+    """A census that counts after every operator. Tensors need no values: it is meant to see what is inside hollow ones
+    (`hollow.py`), so it is entered before `NoValues`.
 
     opens: whether our operators are counted as the PyTorch formulas that run where there is no kernel, on the CPU.
     """

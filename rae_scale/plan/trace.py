@@ -1,8 +1,8 @@
 """Activation memory of a training step, block by block, told by the operators of a model of few blocks without values.
 
-The real passes make the model parallel and checkpoint it, the real stage computes its loss, and torch's fake tensors
-and fake process group stand in for memory and for the other processes. Blocks of a stack are alike: what the second of
-them does in forward, and the first in backward, each further one does.
+The real passes make the model parallel and checkpoint it, the real stage computes its loss, and hollow tensors
+(`hollow.py`) and torch's fake process group stand in for memory and for the other processes. Blocks of a stack are
+alike: what the second of them does in forward, and the first in backward, each further one does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rae_scale import ops
 from rae_scale.config import Config
@@ -27,6 +26,7 @@ from rae_scale.models.packing import TextLayout
 from rae_scale.parallel import apply_activation_checkpointing, parallelize
 from rae_scale.parallel.fake import fake_ranks
 from rae_scale.plan.encoders import EncoderShape, encoder_shape
+from rae_scale.plan.hollow import Hollow, NoValues
 from rae_scale.plan.kept import kept
 from rae_scale.plan.skeleton import planned_module
 from rae_scale.plan.timeline import Interval, Timeline, mark_boundaries
@@ -115,12 +115,11 @@ def make_trace(key: Key) -> Trace:
         stacks = {name: module.get_submodule(path) for path, name in STACKS.items() if name in depths}
         if key.gathers and key.bf16:
             module.to(torch.bfloat16)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            without_values(module)
-            timeline = Timeline(module, opens=key.on_cpu)
-            mark_boundaries(timeline, stacks)
-            with timeline.recording():
-                step(key, module, timeline)
+        without_values(module)
+        timeline = Timeline(module, opens=key.on_cpu)
+        mark_boundaries(timeline, stacks)
+        with timeline.recording(), NoValues():
+            step(key, module, timeline)
     return Trace(tuple(timeline.intervals), depths)
 
 
@@ -173,8 +172,7 @@ def gpu_packed_attention(
 
 
 def without_values(module: nn.Module) -> None:
-    """Give a module on the meta device tensors that pretend to be on the CPU, in place: autocast and some operators
-    know no meta device. Tied parameters stay tied. To be called under FakeTensorMode."""
+    """Make the tensors of a module hollow, in place. Tied parameters stay tied."""
     made: dict[Tensor, Tensor] = {}
     for part in module.modules():
         for table in (part._parameters, part._buffers):
@@ -182,9 +180,7 @@ def without_values(module: nn.Module) -> None:
                 if tensor is None:
                     continue
                 if tensor not in made:
-                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                    made[tensor] = Hollow.like(tensor)
                 table[name] = made[tensor]
 
 
@@ -215,7 +211,7 @@ def batch_of(key: Key, shape: EncoderShape) -> Batch:
         attention_mask=torch.ones_like(ids),
         answer_start=index,
         user_start=torch.zeros_like(index),
-        pixels=torch.empty(size, 3, shape.image_size, shape.image_size),
+        pixels=torch.empty(size, shape.image_size, shape.image_size, 3, dtype=torch.uint8),
         has_image=torch.ones(size, dtype=torch.bool),
         sample_index=torch.zeros_like(index),
         sample_ids=[""] * size,

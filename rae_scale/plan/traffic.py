@@ -29,7 +29,7 @@ from rae_scale.parallel.ledger import Kind, Volume, sent
 from rae_scale.parallel.volume import MicroStep, layers_calls, layers_volume
 from rae_scale.plan.links import Span, crossing, span_of
 from rae_scale.plan.models import generator, language_model, recorded_calls, tensor_placements, trained_module
-from rae_scale.plan.work import Samples, usual_samples
+from rae_scale.plan.samples import Samples, usual_samples
 from rae_scale.train.parts import GENERATION_STAGES
 
 Phase = Literal["forward", "backward", "layers", "step"]
@@ -287,4 +287,5 @@ def micro_step_of(config: Config, samples: Samples, micro_batch: int) -> MicroSt
         product_bytes=2 if bf16 else 4,
         weight_bytes=2 if gathers_bf16 else 4,
         recomputed=again,
+        encodes=config.data.latent_cache is None,
     )

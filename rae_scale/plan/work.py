@@ -25,50 +25,11 @@ from rae_scale.models.llm_zoo import LLMSpec
 from rae_scale.models.time_embedding import NUM_FREQUENCIES
 from rae_scale.plan.encoders import EncoderShape, encoder_shape
 from rae_scale.plan.models import generator, language_model, trained_module
-from rae_scale.train.parts import GENERATION_STAGES
+from rae_scale.plan.samples import Samples, usual_samples
 
 AttentionKind = Literal["fused", "plain"]
 FUSED_BACKWARD, PLAIN_BACKWARD = 2.5, 2.0
 """Of attention's forward: the fused backward computes the scores once more, five products instead of four."""
-
-MARKUP_TOKENS = 32
-CAPTION_TOKENS = 64
-LABELLED_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a sample is on average.
-
-    tokens:   of its text, image slots included. ChatML, template and system prompt are 32 (`rae_scale/data/chat.py`);
-              for the caption there is no number but the data's own, and 64 stands for a few sentences.
-    labelled: tokens with a label: the assistant's "Here you go:", the ends of image and turn.
-    squared:  mean of the squared tokens, which is what attention costs; None takes all samples as equally long.
-    answers:  the fraction whose image is generated; the images of the others are read.
-    """
-
-    tokens: float
-    labelled: float = LABELLED_TOKENS
-    squared: float | None = None
-    answers: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.labelled <= self.tokens:
-            raise ValueError(f"samples of {self.tokens} tokens, {self.labelled} of them labelled; there can be no more")
-        if not 0 <= self.answers <= 1:
-            raise ValueError(f"answers={self.answers} is a fraction of the samples; choose 0 to 1")
-
-    @property
-    def tokens_squared(self) -> float:
-        return self.tokens**2 if self.squared is None else self.squared
-
-
-def usual_samples(config: Config) -> Samples:
-    """Captioned images, with captions of `CAPTION_TOKENS`."""
-    if config.stage not in GENERATION_STAGES:
-        return Samples(CAPTION_TOKENS, 0)
-    length = generator(config).num_tokens + MARKUP_TOKENS + CAPTION_TOKENS
-    return Samples(min(length, config.data.max_seq_len))
 
 
 @dataclass(frozen=True)
@@ -189,12 +150,15 @@ def plan_work(
         return encoder_stage(config, samples, attention_kind)
     if config.stage == "decoder":
         return decoder_stage(config, shape, attention_kind)
-    parts = {"encoder": encoder_part(shape), **generation(config, samples, micro_batch, attention_kind)}
-    return Work(parts, GENERATION_FORMULAS)
+    parts = generation(config, samples, micro_batch, attention_kind)
+    if config.data.latent_cache is None:
+        parts = {"encoder": encoder_part(shape), **parts}
+    return Work(parts, {name: GENERATION_FORMULAS[name] for name in parts})
 
 
 GENERATION_FORMULAS = {
-    "encoder": "its forward, once: the frozen encoder counts, as in the step that `rae-scale train` logs",
+    "encoder": "its forward, once: the frozen encoder counts, as in the step that `rae-scale train` logs; not with"
+    " data.latent_cache",
     "language model": "3 x (layers x (2 L (2 h^2 + 2 h kv + 3 h f) + 4 L^2 h) + 2 M h V); frozen: 2 x products, 3 x "
     "attention",
     "projector": "3 x 2 T (C h + h^2), for samples whose image is read",

@@ -37,7 +37,8 @@ def test_pictures_go_through_encoder_and_decoder(trained: Trained, photo: Path) 
     decoder = ViTDecoder(DECODER_ZOO["vit-test"])
     decoder.load_state_dict(read_weights(trained.decoder))
     with torch.no_grad():
-        expected = decoder.decode(reconstructor.encoder(to_float(torch.from_numpy(original)[None])))[0].permute(1, 2, 0).numpy()
+        pixels = to_float(torch.from_numpy(original)[None])
+        expected = decoder.decode(reconstructor.encoder(pixels))[0].permute(1, 2, 0).numpy()
     assert np.abs(result[2] - expected * 255).max() <= 0.51
 
 

@@ -116,7 +116,7 @@ def batch_of(size: int, step: int) -> Batch:
         attention_mask=torch.ones_like(ids),
         answer_start=torch.full((size,), 2),
         user_start=torch.full((size,), -1),
-        pixels=torch.rand(size, 3, PIXELS, PIXELS, generator=generator),
+        pixels=torch.randint(256, (size, PIXELS, PIXELS, 3), dtype=torch.uint8, generator=generator),
         has_image=torch.ones(size, dtype=torch.bool),
         sample_index=torch.arange(step * size, (step + 1) * size),
         sample_ids=[str(number) for number in range(size)],

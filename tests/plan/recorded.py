@@ -24,7 +24,7 @@ from rae_scale.parallel import build_mesh, init_distributed, shutdown_distribute
 from rae_scale.parallel.ledger import Ledger, Volume
 from rae_scale.plan.calibrate import TINY, content, measure_machine, report
 from rae_scale.plan.qwen2 import build_planned_llm
-from rae_scale.plan.work import Samples
+from rae_scale.plan.samples import Samples
 from rae_scale.train.loop import global_counts
 
 TENSOR_PARALLEL = {"parallel": {"tp": 2}, "precision": "bf16", "activation_checkpointing": "full"}

@@ -13,8 +13,13 @@ import pytest
 
 from rae_scale.config import Config, load_config
 from rae_scale.plan.hardware import find_cluster
-from rae_scale.plan.plan import Plan, interval_steps, make_plan
-from rae_scale.plan.work import Samples
+from rae_scale.plan.memory import plan_memory
+from rae_scale.plan.plan import Plan, interval_steps, latent_bytes, make_plan
+from rae_scale.plan.report import report
+from rae_scale.plan.samples import Samples
+from rae_scale.plan.step_time import plan_step
+from rae_scale.plan.traffic import plan_traffic
+from rae_scale.plan.work import plan_work
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -85,3 +90,24 @@ def test_nothing_is_imported_that_takes_as_long_as_a_plan() -> None:
     command = [sys.executable, "-c", program, str(CONFIGS / "run/pretrain-0.5b.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "images/s" in done.stdout and done.stderr.splitlines()[-1] == "[]"
+
+
+def test_with_cached_latents_the_encoder_is_absent(plan: Plan) -> None:
+    """From memory, FLOPs, time and what ranks with the same samples send each other; its latents take disk instead."""
+    layout = ("engine.name=fsdp2", "parallel.dp_shard=4", "parallel.tp=2", "data.micro_batch_size=16")
+    online = published(*layout)
+    cached, small = (
+        published(*layout, "data.latent_cache.dir=/latents", f"data.latent_cache.dtype={dtype}")
+        for dtype in ("bf16", "int8")
+    )
+    assert plan_work(online).parts.keys() - plan_work(cached).parts.keys() == {"encoder"}
+    assert plan_memory(online, micro_batch=16).peak - plan_memory(cached, micro_batch=16).peak > 1.6e9
+    steps = [plan_step(config, find_cluster("h100-80g", 8)) for config in (online, cached)]
+    assert steps[0].seconds - steps[1].seconds >= steps[0].parts["encoder"] > 0
+    sent = [sum(each.payload for each in plan_traffic(config, 8).transfers) for config in (online, cached)]
+    assert sent[0] - sent[1] == 2048 // 4 * 256 * 1152 * 4
+    assert [latent_bytes(config) for config in (online, cached, small)] == [None, 256 * 1152 * 2, 256 * (1152 + 4)]
+    text = report(replace(plan, config=cached))
+    assert "latent cache in bf16: 589,824 bytes of disk per image of the sources, 589.8 GB per million" in text
+    assert "latent cache" not in report(plan)
+    assert replace(plan, config=small).to_json()["latent_bytes_per_image"] == 256 * (1152 + 4)

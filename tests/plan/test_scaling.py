@@ -22,12 +22,10 @@ from rae_scale.plan.scaling import (
     breaks_first,
     by_series,
     efficiencies,
-    limits_of,
     plan_scaling,
     published,
-    to_markdown,
-    write_scaling,
 )
+from rae_scale.plan.scaling_report import limits_of, to_markdown, write_scaling
 from rae_scale.plan.step_time import plan_step
 
 MODEL = "DiT 0.5B"

@@ -13,6 +13,7 @@ from rae_scale.config.rules import check
 from rae_scale.config.schema import ParallelConfig
 from rae_scale.plan.hardware import Cluster, find_cluster
 from rae_scale.plan.plan import memory_of, spare_bytes
+from rae_scale.plan.samples import usual_samples
 from rae_scale.plan.search import (
     ENGINES,
     Found,
@@ -28,7 +29,6 @@ from rae_scale.plan.search import (
 )
 from rae_scale.plan.step_time import plan_step
 from rae_scale.plan.traffic import micro_batch_of
-from rae_scale.plan.work import usual_samples
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TREE: dict[str, Any] = {

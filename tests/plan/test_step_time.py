@@ -14,8 +14,9 @@ from known import nothing_new
 from rae_scale.config import Config
 from rae_scale.plan.hardware import DEFAULT_RATES, Rates, find_cluster
 from rae_scale.plan.passes import update_bytes
+from rae_scale.plan.samples import Samples, usual_samples
 from rae_scale.plan.step_time import StepTime, exposed_seconds, plan_step, share_of
-from rae_scale.plan.work import Samples, plan_work, usual_samples
+from rae_scale.plan.work import plan_work
 
 PERFECT = Rates(matmul=1.0, attention=1.0, memory=1.0, link=1.0, network=1.0, overlap=1.0, launch=0.0)
 

@@ -28,7 +28,8 @@ from rae_scale.models.flops import contrastive_cost, encoder_cost
 from rae_scale.models.llm_zoo import LLMSpec
 from rae_scale.parallel.checkpointing import apply_activation_checkpointing
 from rae_scale.plan.encoders import encoder_shape
-from rae_scale.plan.work import Samples, Work, plan_work, usual_samples
+from rae_scale.plan.samples import Samples, usual_samples
+from rae_scale.plan.work import Work, plan_work
 from rae_scale.train.stages import DecoderStage, EncoderStage, GenerationStage, Stage
 
 BATCH, LENGTH, SLOTS = 3, 30, 16
@@ -77,7 +78,7 @@ def batch_of(kinds: str, labelled: int) -> Batch:
         attention_mask=torch.ones_like(ids),
         answer_start=torch.where(answers, place, -1),
         user_start=torch.where(answers, -1, place),
-        pixels=torch.rand(BATCH, 3, 32, 32),
+        pixels=torch.randint(256, (BATCH, 32, 32, 3), dtype=torch.uint8),
         has_image=torch.ones(BATCH, dtype=torch.bool),
         sample_index=torch.arange(BATCH),
         sample_ids=[str(row) for row in range(BATCH)],
@@ -166,7 +167,7 @@ def test_decoder_stage(model: ModelConfig) -> None:
         frozen = SiglipDemoEncoder(SiglipDemoConfig()).requires_grad_(False)
         stage = DecoderStage(zoo.build_decoder(decoder, frozen.channels), frozen, LossConfig())
         apply_activation_checkpointing(stage.module, checkpointing, {})
-        pixels = SimpleNamespace(pixels=torch.rand(BATCH, 3, 64, 64))
+        pixels = SimpleNamespace(images=lambda: torch.rand(BATCH, 3, 64, 64))
         work = plan_work(config, attention_kind="plain")
 
         def run(stage: Any = stage, pixels: Any = pixels) -> None:

@@ -10,11 +10,13 @@ from torch import nn
 from rae_scale.config import Config
 from rae_scale.config.paths import resolve_paths
 from rae_scale.data.collate import Batch
-from rae_scale.data.loader import build_loader, open_sources
+from rae_scale.data.loader import build_loader, mixture_of, open_sources
 from rae_scale.models.zoo import logical_parameters
+from rae_scale.train.latents.missing import describe_cache
 from rae_scale.train.layout import check_layout
 from rae_scale.train.meta import build_parts_on_meta, without_weights
 from rae_scale.train.parts import Parts
+from rae_scale.train.stages import GenerationStage
 
 PROBE_SAMPLES = 16  # read from the data to see that it fits and how long its texts are
 
@@ -33,16 +35,16 @@ def dry_run(config: Config) -> str:
         [
             *describe_layout(config),
             *describe_parameters(parts),
-            *describe_data(resolved),
+            *describe_data(resolved, parts),
             *describe_step(config, parts, batch),
         ]
     )
 
 
 def probe(config: Config, parts: Parts) -> Batch:
-    """The first samples of the run as one batch."""
+    """A few samples of the run's sources as one batch."""
     size = min(PROBE_SAMPLES, config.data.global_batch_size)
-    update = {"global_batch_size": size, "micro_batch_size": None, "num_workers": 0}
+    update = {"global_batch_size": size, "micro_batch_size": None, "num_workers": 0, "lanes": 1}
     loader = build_loader(
         config.data.model_copy(update=update),
         seed=config.run.seed,
@@ -87,14 +89,17 @@ def describe_parameters(parts: Parts) -> list[str]:
     return [*lines, f"published size of the trained model: {logical_parameters(module):,} parameters (no padding)"]
 
 
-def describe_data(config: Config) -> list[str]:
-    readers = open_sources(config.data.sources)
+def describe_data(config: Config, parts: Parts) -> list[str]:
+    readers = open_sources(config.data)
+    mixture_of(config.data, readers, config.run.seed)  # refuses lanes for which a source is too small
     total = sum(source.weight for source in config.data.sources)
     lines = [
-        f"data {reader.folder}: {len(reader):,} samples, {source.weight / total:.1%} of the mixture"
+        f"data {reader.source}: {len(reader):,} samples, {source.weight / total:.1%} of the mixture"
         for source, reader in zip(config.data.sources, readers, strict=True)
     ]
     samples = config.run.max_steps * config.data.global_batch_size
+    if isinstance(parts.stage, GenerationStage) and not parts.stage.encodes:
+        lines.append(describe_cache(config, readers, parts.stage.encoder))
     return [*lines, f"samples to be seen: {samples:,} ({samples / sum(map(len, readers)):.2f} x the data)"]
 
 

@@ -23,7 +23,7 @@ def test_it_describes_the_run_and_writes_nothing(world: TinyWorld, tmp_path: Pat
 
 
 def test_stages_without_text_have_no_token_count(world: TinyWorld, tmp_path: Path) -> None:
-    report = dry_run(world.config(tmp_path, stage="decoder"))
+    report = dry_run(world.config(tmp_path, stage="decoder", data__lanes=8))
     assert "trained in group decoder" in report and "tokens per step" not in report
 
 
@@ -46,3 +46,8 @@ def test_sizes_that_the_model_does_not_allow_are_refused_before_it_is_built(worl
 def test_missing_data_are_named(world: TinyWorld, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing-here"):
         dry_run(world.config(tmp_path, data__sources=[{"path": str(tmp_path / "nothing-here")}]))
+
+
+def test_lanes_that_outnumber_a_source_are_refused(world: TinyWorld, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.lanes=64: source 0 has 40 samples"):
+        dry_run(world.config(tmp_path, stage="decoder", data__lanes=64, data__global_batch_size=64))
