@@ -1,13 +1,13 @@
 """Whole trainings of the awkward model, by the real stage and the real step of the loop, at any layout.
 
-    reference = train_alone(variant, steps)           one eager process
-    check_parity(cfg, parallel, variant, reference)   on every rank of a layout: same curve, same final state
+reference = train_alone(variant, steps)           one eager process
+check_parity(cfg, parallel, variant, reference)   on every rank of a layout: same curve, same final state
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class Variant:
     llm_trains: bool = True
 
 
+class FeatureBatch(Batch):
+    """`pixels` holds the features."""
+
+    def images(self) -> Tensor:
+        return self.pixels
+
+
 class Features(nn.Module):
     """In place of a frozen encoder: features that are a function of the sample, as the batches here have no pixels."""
 
@@ -67,7 +74,7 @@ def sharded(name: str, **settings: Any) -> EngineConfig:
 
 
 def micro_batches(mesh: Mesh, count: int, first_step: int = 0) -> Iterator[list[Batch]]:
-    """This rank's micro-batches of each step; `pixels` holds the features."""
+    """This rank's micro-batches of each step."""
     step = first_step
     while True:
         whole = inputs(step, BATCH, KINDS[step % len(KINDS)])
@@ -79,8 +86,8 @@ def micro_batches(mesh: Mesh, count: int, first_step: int = 0) -> Iterator[list[
 def part_of(whole: dict[str, Tensor], rows: Tensor, step: int) -> Batch:
     part = {name: tensor[rows] for name, tensor in whole.items()}
     batch = batch_of(part, step * BATCH + int(rows[0]))
-    object.__setattr__(batch, "pixels", part["user_features"])
-    return batch
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return FeatureBatch(**values | {"pixels": part["user_features"]})
 
 
 def build_run(
@@ -155,7 +162,12 @@ def assert_same_state(engine: Engine, expected: State, what: str) -> None:
 
 
 def check_parity(
-    cfg: EngineConfig, parallel: ParallelConfig, variant: Variant, reference: Trained, folder: Path, micro_steps: int = 2
+    cfg: EngineConfig,
+    parallel: ParallelConfig,
+    variant: Variant,
+    reference: Trained,
+    folder: Path,
+    micro_steps: int = 2,
 ) -> None:
     mesh = build_mesh(parallel, CPU)
     run = build_run(cfg, mesh, parallel, variant, micro_steps, folder)

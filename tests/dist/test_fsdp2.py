@@ -67,9 +67,7 @@ def check_replicas_save_once(mesh: Mesh, folder: Path) -> None:
     run(resumed, Mesh(mesh.device), range(2, 4))
     whole = {(p.kind, p.name): p.tensor for p in resumed.pieces()}
     for piece in engine.pieces():
-        torch.testing.assert_close(
-            piece.tensor, whole[piece.kind, piece.name][piece.box.slices], rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(piece.tensor, whole[piece.kind, piece.name][piece.box.slices], rtol=1e-5, atol=1e-6)
 
 
 def check_group_with_tensor_axis(device: torch.device) -> None:

@@ -103,9 +103,7 @@ def train_with_option(sizes: dict[str, int], engine: str, settings: dict[str, An
 
 @pytest.mark.matrix
 @pytest.mark.parametrize(("sizes", "engine", "settings"), OPTIONS)
-def test_options(
-    sizes: dict[str, int], engine: str, settings: dict[str, Any], references: str, tmp_path: Path
-) -> None:
+def test_options(sizes: dict[str, int], engine: str, settings: dict[str, Any], references: str, tmp_path: Path) -> None:
     run_ranks(train_with_option, world(sizes), tmp_path, args=(sizes, engine, settings, references), timeout=1200)
 
 

@@ -100,7 +100,7 @@ def check_failure(mesh: Mesh) -> None:
     with pytest.raises(ValueError, match="names no model"):
         build_once_per_machine(broken, build_empty, same, mesh)
     room, shared_build.folder_with_room = shared_build.folder_with_room, no_room
-    with pytest.raises(CheckpointError, match="rank 0: .*no room"):
+    with pytest.raises(CheckpointError, match=r"rank 0: .*no room"):
         build_once_per_machine(build, build_empty, same, mesh)
     shared_build.folder_with_room = room
 

@@ -12,7 +12,7 @@ from harness import run_ranks
 from parity import Variant, build_run, sharded
 
 from rae_scale.config.schema import EngineConfig, ParallelConfig
-from rae_scale.engines.communication import fsdp2_volume, specs_of, units_of, zero3_volume
+from rae_scale.engines.communication import fsdp2_volume, specs_of, units_of
 from rae_scale.models.packing import TextLayout
 from rae_scale.parallel import Mesh, build_mesh, init_distributed, shutdown_distributed
 from rae_scale.parallel.ledger import Ledger, Volume
